@@ -1,0 +1,1 @@
+"""The intermediate representation: types, graphs, operations, their text form and their rules."""

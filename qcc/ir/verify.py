@@ -1,0 +1,139 @@
+"""The rules that a graph at each stage keeps; the pipeline checks them after every pass."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from qcc.errors import QccError, VerifyError
+from qcc.ir.expr import parse as parse_expr
+from qcc.ir.expr import variables
+from qcc.ir.graph import Graph, Op, Stage, Value
+from qcc.ir.opset import OPSET, OpSpec
+from qcc.ir.types import Const
+
+
+def _is_int(a: Any) -> bool:
+    return isinstance(a, int) and not isinstance(a, bool)
+
+
+def _is_number(a: Any) -> bool:
+    return _is_int(a) or isinstance(a, float)
+
+
+_ATTR: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "int": _is_int,
+    "float": _is_number,
+    "bool": lambda a: isinstance(a, bool),
+    "str": lambda a: isinstance(a, str),
+    "const": lambda a: isinstance(a, Const),
+    "ints": lambda a: isinstance(a, tuple) and all(map(_is_int, a)),
+    "numbers": lambda a: isinstance(a, tuple) and all(map(_is_number, a)),
+}
+
+_ELEMENTS: Final[Mapping[Stage, frozenset[str]]] = {
+    Stage.FLOAT: frozenset({"f32", "i64"}),
+    Stage.QUANTIZED: frozenset({"f32", "i64"}),
+    Stage.INTEGER: frozenset({"u8", "i8", "u16", "i16", "i32", "i64"}),
+}
+
+
+def verify(graph: Graph) -> None:
+    """Raise VerifyError unless ``graph`` keeps every rule of its stage.
+
+    Single assignment and definition before use hold by construction; here each operation must be
+    legal at the stage, have the operands and attributes that its specification names, and carry
+    exactly the result type that inference gives.
+    """
+    for value in graph.inputs:
+        _check_element(graph.stage, value, f"input %{value.name}")
+    for o in graph.ops:
+        try:
+            _check_op(graph.stage, o)
+        except VerifyError:
+            raise
+        except (QccError, IndexError, ValueError, TypeError, KeyError) as e:
+            raise VerifyError(f"{o}: malformed: {e}") from e
+
+
+def _check_op(stage: Stage, o: Op) -> None:
+    spec = OPSET.get(o.kind)
+    if spec is None:
+        raise VerifyError(f"{o}: unknown operation '{o.kind}'")
+    if stage not in spec.stages:
+        raise VerifyError(f"{o}: not legal at stage {stage}")
+    _check_arity(o, spec)
+    _check_attrs(o, spec)
+    if len(o.results) != 1:
+        raise VerifyError(f"{o}: must have one result, has {len(o.results)}")
+    _check_element(stage, o.result, str(o))
+    inferred = spec.shape(o)
+    if inferred != o.result.type.shape:
+        raise VerifyError(f"{o}: result has shape {o.result.type.shape}, inference gives {inferred}")
+    if o.kind == "constant":
+        if o.array.dtype != o.result.type.numpy:
+            raise VerifyError(f"{o}: holds {o.array.dtype}, its type says {o.result.type.dtype}")
+    elif stage is Stage.INTEGER:
+        _check_integer(o, spec)
+    if o.kind == "map":
+        expected = {"x", *(f"p{i}" for i in range(len(o.operands) - 1))}
+        if extra := variables(parse_expr(o.str_attr("fn"))) - expected:
+            raise VerifyError(f"{o}: expression names {', '.join(sorted(extra))}, which no operand gives")
+
+
+def _check_element(stage: Stage, value: Value, where: str) -> None:
+    if value.type.dtype not in _ELEMENTS[stage]:
+        raise VerifyError(f"{where}: element type {value.type.dtype} is not legal at stage {stage}")
+
+
+def _check_arity(o: Op, spec: OpSpec) -> None:
+    slots = spec.operands
+    optional = next((i for i, s in enumerate(slots) if "?" in s), len(slots))
+    count = len(o.operands)
+    if slots and slots[-1].endswith("*"):
+        ok = count >= optional if optional < len(slots) else count >= len(slots)
+    else:
+        ok = count in (optional, len(slots))
+    if not ok:
+        raise VerifyError(f"{o}: takes operands ({', '.join(slots)}), got {count}")
+
+
+def _check_attrs(o: Op, spec: OpSpec) -> None:
+    for name, kind in spec.attrs.items():
+        if name not in o.attrs:
+            if not kind.endswith("?"):
+                raise VerifyError(f"{o}: attribute '{name}' is missing")
+        elif not _ATTR[kind.removesuffix("?")](o.attrs[name]):
+            raise VerifyError(f"{o}: attribute '{name}' must be {kind.removesuffix('?')}, got {o.attrs[name]!r}")
+    if unknown := sorted(set(o.attrs) - set(spec.attrs)):
+        raise VerifyError(f"{o}: unknown attribute '{unknown[0]}'")
+
+
+def _check_integer(o: Op, spec: OpSpec) -> None:
+    result = o.result.type
+    first = o.operands[0].type
+    if spec.results is None:
+        if any(v.type.dtype != result.dtype for v in o.operands):
+            raise VerifyError(f"{o}: operands and result must share one element type")
+        if any(v.type.quant != result.quant for v in o.operands):
+            raise VerifyError(f"{o}: moves codes, so operands and result must share one grid")
+    elif result.dtype not in spec.results:
+        raise VerifyError(f"{o}: result type {result.dtype} is not one of {', '.join(sorted(spec.results))}")
+    if o.kind in ("pad", "dilate2d") and first.quant is None:
+        raise VerifyError(f"{o}: needs a grid, for its zero point")
+    if "shift" in spec.attrs:
+        if not 0 < o.int_attr("shift") <= 32:
+            raise VerifyError(f"{o}: shift must be in 1..32, got {o.int_attr('shift')}")
+        if o.int_attr("qmin") > o.int_attr("qmax"):
+            raise VerifyError(f"{o}: empty clamp [{o.int_attr('qmin')}, {o.int_attr('qmax')}]")
+        for value, dtype in zip(o.operands, _epilogue_types(o, spec), strict=True):
+            if dtype and value.type.dtype != dtype:
+                raise VerifyError(f"{o}: operand %{value.name} must be {dtype}, is {value.type.dtype}")
+
+
+def _epilogue_types(o: Op, spec: OpSpec) -> list[str | None]:
+    """The element type that each operand slot demands; None where any code type will do."""
+    if o.kind == "ilinear":
+        if len(o.operands) % 2 == 0:
+            raise VerifyError(f"{o}: takes c and pairs of x, m")
+        return ["i64"] + [None, "i32"] * ((len(o.operands) - 1) // 2)
+    demand = {"m": "i32", "mr": "i32", "c": "i64"}
+    return [demand.get(s.rstrip("?*")) for s in spec.operands[: len(o.operands)]]

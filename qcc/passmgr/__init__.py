@@ -1,0 +1,1 @@
+"""Passes, targets, the facts that they exchange, and the pipeline that runs them."""

@@ -1,0 +1,34 @@
+"""The pass protocol: a pass is a validated, frozen value whose fields are its options."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from qcc.ir.graph import Graph, Stage
+from qcc.passmgr.context import PassContext
+
+
+class Pass(BaseModel, ABC):
+    """One rewriting or measuring step; subclasses are plug-ins in the group ``qcc.passes``.
+
+    ``accepts`` and ``yields`` are the stages of the graphs that ``run`` takes and returns;
+    ``needs`` and ``gives`` are the types of the facts that it reads from and puts into the context.
+    The class docstring's first line is what ``qcc passes`` shows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    accepts: ClassVar[Stage]
+    yields: ClassVar[Stage]
+    needs: ClassVar[tuple[type, ...]] = ()
+    gives: ClassVar[tuple[type, ...]] = ()
+
+    @abstractmethod
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        """Return a valid graph; the input graph is never changed."""
+
+    def __str__(self) -> str:
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        return self.name + ("{" + ", ".join(f"{k}={v}" for k, v in options.items()) + "}" if options else "")

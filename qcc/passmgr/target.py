@@ -1,0 +1,56 @@
+"""The target protocol: what a device can do, and how a graph becomes files it can run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from qcc.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from qcc.passmgr.base import Pass
+    from qcc.passmgr.context import PassContext
+
+
+class Capabilities(BaseModel):
+    """Plain data, so that passes can ask what a device supports without knowing the device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: frozenset[str] | None = None
+    """Integer operations that the device runs; None: all of them."""
+    weight_bits: frozenset[int] = frozenset({8})
+    activation_bits: frozenset[int] = frozenset({8})
+    accumulator_bits: int = 32
+
+
+class Target(BaseModel, ABC):
+    """A device: a frozen value whose fields are its options; plug-ins in the group ``qcc.targets``.
+
+    ``backend`` names the ``qcc.backends`` plug-in that runs what ``build`` writes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    backend: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the device can do."""
+
+    def passes(self) -> Sequence[Pass]:
+        """Legalization this target needs, run after every portable pass (INTEGER to INTEGER)."""
+        return ()
+
+    @abstractmethod
+    def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
+        """Write the device's files under the existing folder ``out`` and return their paths.
+
+        ``graph`` is at stage INTEGER. Raises TargetError.
+        """

@@ -1,0 +1,26 @@
+"""Shared fixtures: --update-golden, and the folder of real models where it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be rewritten instead of compared."""
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with ``models/`` and ``eval/``: QCC_DATA, or ../shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("QCC_DATA", beside))
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no real models: set QCC_DATA to a folder with models/ and eval/ (looked at {folder})")
+    return folder
