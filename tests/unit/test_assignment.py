@@ -1,0 +1,148 @@
+"""The bit-assignment program against brute force and against HAWQ-V3's published solutions."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcc.errors import ConfigError
+from qcc_passes.assignment import Assignment, Choice, Group, assign, total
+
+
+def random_groups(rng: np.random.Generator, layers: int, options: int) -> list[Group]:
+    bits = (2, 4, 8)[:options]
+    groups = []
+    for layer in range(layers):
+        size, macs, fall = rng.uniform(0.1, 10), rng.uniform(0.1, 10), rng.uniform(2, 6)
+        choices = tuple(
+            Choice(b, b, float(rng.uniform(0.5, 1.5) * fall ** (-b)), {"size": size * b, "bops": macs * b * b})
+            for b in bits
+        )
+        groups.append(Group(f"layer{layer}", choices))
+    return groups
+
+
+def random_budgets(rng: np.random.Generator, groups: list[Group]) -> dict[str, float]:
+    budgets = {}
+    for metric in ("size", "bops"):
+        least = total(groups, [0] * len(groups), metric)
+        most = total(groups, [len(g.choices) - 1 for g in groups], metric)
+        budgets[metric] = float(least + rng.uniform(0, 1) * (most - least))
+    return budgets
+
+
+def brute_force(groups: list[Group], budgets: dict[str, float], gram: np.ndarray[Any, Any] | None) -> float:
+    starts = np.cumsum([0, *(len(g.choices) for g in groups)])[:-1]
+    best = np.inf
+    for picks in itertools.product(*(range(len(g.choices)) for g in groups)):
+        if any(total(groups, picks, m) > limit * (1 + 1e-9) for m, limit in budgets.items()):
+            continue
+        columns = starts + np.array(picks)
+        if gram is not None:
+            value = float(gram[np.ix_(columns, columns)].sum())
+        else:
+            value = sum(g.choices[p].sensitivity for g, p in zip(groups, picks, strict=True))
+        best = min(best, value)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_linear_program_equals_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        groups = random_groups(rng, int(rng.integers(1, 8)), int(rng.integers(2, 4)))
+        budgets = random_budgets(rng, groups)
+        found = assign(groups, budgets)
+        assert found.objective == pytest.approx(brute_force(groups, budgets, None), rel=1e-9)
+        assert found.gap < 1e-6
+        assert all(found.used[m] <= limit * (1 + 1e-9) for m, limit in budgets.items())
+
+
+def test_twelve_layers_equal_brute_force() -> None:
+    rng = np.random.default_rng(12)
+    groups = random_groups(rng, 12, 2)
+    budgets = random_budgets(rng, groups)
+    assert assign(groups, budgets).objective == pytest.approx(brute_force(groups, budgets, None), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pairwise_program_equals_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = random_groups(rng, int(rng.integers(2, 6)), 3)
+    budgets = random_budgets(rng, groups)
+    scale = np.array([c.sensitivity for g in groups for c in g.choices])
+    factor = rng.normal(size=(len(scale), 4)) * np.sqrt(scale)[:, None]
+    gram = factor @ factor.T
+    found = assign(groups, budgets, gram)
+    assert found.objective == pytest.approx(brute_force(groups, budgets, gram), rel=1e-6)
+    assert found.gap < 1e-6
+
+
+def test_equal_programs_have_equal_solutions() -> None:
+    groups = [Group(f"g{i}", (Choice(4, 4, 1.0, {"size": 1.0}), Choice(8, 8, 0.0, {"size": 2.0}))) for i in range(6)]
+    assert assign(groups, {"size": 9}) == assign(groups, {"size": 9})
+
+
+def test_budget_out_of_reach_names_the_tightest() -> None:
+    groups = random_groups(np.random.default_rng(0), 3, 2)
+    least = total(groups, [0, 0, 0], "size")
+    with pytest.raises(ConfigError, match=f"the tightest reachable is {least:g}"):
+        assign(groups, {"size": least / 2})
+
+
+def test_contradicting_budgets_are_named() -> None:
+    groups = [
+        Group("a", (Choice(4, 8, 1.0, {"size": 1.0, "latency": 9.0}), Choice(8, 8, 0.5, {"size": 9.0, "latency": 1.0})))
+    ]
+    with pytest.raises(ConfigError, match=r"contradict each other .*size can reach 9 within the others"):
+        assign(groups, {"size": 2.0, "latency": 2.0})
+
+
+def test_unknown_metric_is_named() -> None:
+    groups = random_groups(np.random.default_rng(0), 1, 2)
+    with pytest.raises(ConfigError, match="unknown budget metric 'energy'; known: bops, size"):
+        assign(groups, {"energy": 1.0})
+
+
+def hawq_groups(net: dict[str, Any]) -> tuple[list[Group], list[list[int]]]:
+    """HAWQ-V3's problem: W4A4 or W8A8 per layer, a downsample convolution tied to its block's first."""
+    owner = {second: first for first, second in net["pairs_tied"]}
+    members = [[i, *(j for j, o in owner.items() if o == i)] for i in range(len(net["parameters"])) if i not in owner]
+    groups = []
+    for layers in members:
+        choices = []
+        for bits in (4, 8):
+            omega = [net["Hutchinson_trace"][i] * net[f"delta_weights_{bits}bit_square"][i] for i in layers]
+            costs = {
+                "modelsize": sum(net["parameters"][i] for i in layers) * bits / 8,
+                "bops": sum(net["bops"][i] for i in layers) * bits * bits / 1024,
+                "latency": sum(net[f"latency_int{bits}"][i] for i in layers),
+            }
+            choices.append(Choice(bits, bits, sum(omega), costs))
+        groups.append(Group(net["layers"][layers[0]], tuple(choices)))
+    return groups, members
+
+
+def layer_bits(found: Assignment, groups: list[Group], members: list[list[int]]) -> list[int]:
+    bits = {i: g.choices[p].weight_bits for p, g, m in zip(found.picks, groups, members, strict=True) for i in m}
+    return [bits[i] for i in sorted(bits)]
+
+
+def test_hawq_v3_resnet18_is_reproduced(data_dir: Path) -> None:
+    net = json.loads((data_dir / "hawqv3_ilp.json").read_text())["resnet18"]
+    groups, members = hawq_groups(net)
+    assert len(net["solutions"]) == 9
+    for name, solution in net["solutions"].items():
+        found = assign(groups, {name.split("_")[0]: solution["limit"]})
+        assert layer_bits(found, groups, members) == solution["bits_published"], name
+
+
+def test_hawq_v3_resnet50_is_solved_to_optimality(data_dir: Path) -> None:
+    net = json.loads((data_dir / "hawqv3_ilp.json").read_text())["resnet50"]
+    groups, _ = hawq_groups(net)
+    for metric in ("modelsize", "bops", "latency"):
+        least, most = (total(groups, [p] * len(groups), metric) for p in (0, 1))
+        assert assign(groups, {metric: (least + most) / 2}).gap < 1e-9
