@@ -1,0 +1,5 @@
+"""The CPU target: an integer graph becomes one shared library and one file of packed weights.
+
+``layout`` gives every tensor a place, ``select`` a kernel to every operation, ``memory`` an offset
+to every storage, ``network`` the function that calls the kernels in turn, ``compiler`` the library.
+"""

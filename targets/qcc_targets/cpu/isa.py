@@ -1,0 +1,139 @@
+"""Instruction sets: what the kernels may use, by level, and which of them this machine has."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from qcc.errors import ConfigError
+
+_TRIPLE: Final = "x86_64-unknown-linux-gnu"
+
+
+@dataclass(frozen=True, slots=True)
+class Isa:
+    """One level of instruction set.
+
+    ``features`` are what kernel templates ask about (``avx2``, ``avxvnni``, ``avx512``, ``vnni``,
+    ``vbmi``, ``amx``; a level lists all that it has), ``flags`` the names under which Linux lists
+    the processor features that the level needs, ``mcpu`` and ``mattr`` LLVM's.
+    """
+
+    name: str
+    vector_bits: int
+    features: frozenset[str]
+    flags: frozenset[str]
+    mcpu: str
+    mattr: tuple[str, ...] = ()
+    triple: str = _TRIPLE
+
+    def target(self) -> dict[str, Any]:
+        """The description that TVM's ``Target`` takes."""
+        spec: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu}
+        if self.mattr:
+            spec["mattr"] = list(self.mattr)
+        return spec
+
+    def __contains__(self, feature: str) -> bool:
+        return feature in self.features
+
+
+def _level(name: str, bits: int, mcpu: str, features: str, flags: str, mattr: tuple[str, ...] = ()) -> Isa:
+    return Isa(name, bits, frozenset(features.split()), frozenset(flags.split()), mcpu, mattr)
+
+
+_AVX2 = "avx2 fma bmi1 bmi2 f16c movbe"
+_AVX512 = f"{_AVX2} avx512f avx512bw avx512dq avx512vl avx512cd"
+_VNNI = f"{_AVX512} avx512_vnni"
+_VBMI = f"{_VNNI} avx512vbmi avx512_vbmi2 avx512_bitalg avx512_vpopcntdq gfni vaes vpclmulqdq"
+_AMX = f"{_VBMI} amx_tile amx_int8 avx_vnni"
+_WIDE = ("-prefer-256-bit",)
+
+LEVELS: Final[Mapping[str, Isa]] = {
+    level.name: level
+    for level in (
+        _level("generic", 128, "x86-64", "", ""),
+        _level("avx2", 256, "haswell", "avx2", _AVX2),
+        _level("avxvnni", 256, "alderlake", "avx2 avxvnni", f"{_AVX2} avx_vnni"),
+        _level("avx512", 512, "skylake-avx512", "avx2 avx512", _AVX512, _WIDE),
+        _level("avx512vnni", 512, "cascadelake", "avx2 avx512 vnni", _VNNI, _WIDE),
+        _level("avx512vbmi", 512, "icelake-server", "avx2 avx512 vnni vbmi", _VBMI, _WIDE),
+        _level("amx", 512, "sapphirerapids", "avx2 avx512 vnni vbmi avxvnni amx", _AMX, _WIDE),
+    )
+}
+"""Every level, from the plainest to the richest."""
+
+_CPUS: Final[Mapping[str, str]] = {
+    "x86-64": "generic",
+    "x86-64-v2": "generic",
+    "nehalem": "generic",
+    "x86-64-v3": "avx2",
+    "haswell": "avx2",
+    "broadwell": "avx2",
+    "skylake": "avx2",
+    "znver1": "avx2",
+    "znver2": "avx2",
+    "znver3": "avx2",
+    "alderlake": "avxvnni",
+    "raptorlake": "avxvnni",
+    "sierraforest": "avxvnni",
+    "x86-64-v4": "avx512",
+    "skylake-avx512": "avx512",
+    "cascadelake": "avx512vnni",
+    "cooperlake": "avx512vnni",
+    "icelake-client": "avx512vbmi",
+    "icelake-server": "avx512vbmi",
+    "tigerlake": "avx512vbmi",
+    "rocketlake": "avx512vbmi",
+    "znver4": "avx512vbmi",
+    "znver5": "avx512vbmi",
+    "sapphirerapids": "amx",
+    "emeraldrapids": "amx",
+    "graniterapids": "amx",
+}
+"""The level of each LLVM processor name that ``mcpu`` accepts."""
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The processor features that Linux lists for the first processor; empty where it cannot say."""
+    if platform.machine() != "x86_64" or not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def available(flags: frozenset[str] | None = None) -> tuple[Isa, ...]:
+    """The levels that a processor with ``flags`` (default: this one) runs, plainest first."""
+    have = cpu_flags() if flags is None else flags
+    return tuple(level for level in LEVELS.values() if level.flags <= have)
+
+
+def resolve(isa: str = "native", mcpu: str | None = None, flags: frozenset[str] | None = None) -> Isa:
+    """The level to compile for: ``isa``, or that of the LLVM processor ``mcpu``, tuned for it.
+
+    ``native`` is the richest level that this machine runs. Raises ConfigError for unknown names,
+    and where ``isa`` and ``mcpu`` are both given and the processor lacks the level.
+    """
+    if mcpu is None:
+        if isa == "native":
+            return available(flags)[-1]
+        if isa not in LEVELS:
+            raise ConfigError(f"unknown instruction set '{isa}'; known: native, {', '.join(LEVELS)}")
+        return LEVELS[isa]
+    if mcpu == "native":
+        return resolve(isa, None, flags)
+    if mcpu not in _CPUS:
+        raise ConfigError(f"unknown processor '{mcpu}'; known: native, {', '.join(_CPUS)}")
+    level = LEVELS[_CPUS[mcpu]]
+    if isa not in ("native", level.name):
+        wanted = resolve(isa, None, flags)
+        if not wanted.features <= level.features:
+            raise ConfigError(f"processor '{mcpu}' has no {wanted.name}; its level is {level.name}")
+        level = wanted
+    return Isa(level.name, level.vector_bits, level.features, level.flags, mcpu, level.mattr)
