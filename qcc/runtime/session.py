@@ -1,0 +1,121 @@
+"""A loaded artifact: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qcc.artifact.border import dequantize_output, quantize_input
+from qcc.artifact.manifest import Manifest, TensorSpec
+from qcc.artifact.store import Artifact, read_artifact
+from qcc.errors import ConfigError
+from qcc.runtime.backend import ALIGNMENT, make_backend
+
+
+def load(path: str | Path, threads: int = 1) -> Session:
+    """The artifact at ``path``, ready to run on ``threads`` threads.
+
+    Every file's hash is checked before anything native is loaded. Raises ArtifactError, PluginError.
+    """
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+    return Session(read_artifact(Path(path)), threads)
+
+
+class Session:
+    """Runs an artifact; may be shared by threads."""
+
+    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+        self._artifact = artifact
+        self._backend = make_backend(artifact.manifest, artifact.files, threads)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._artifact.manifest
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.manifest.outputs
+
+    def run(self, inputs: Mapping[str, ArrayLike], *, raw: bool = False) -> dict[str, NDArray[Any]]:
+        """All outputs by name, for a batch of any size.
+
+        ``inputs`` maps every input's name to an array [batch, …], of any strides and alignment:
+        reals (quantized here), or codes of the input's element type. Outputs are float32, or with
+        ``raw`` the codes. A model of a fixed leading size b takes any multiple k·b, and runs k times.
+        Raises ConfigError for a wrong name, shape or dtype, an empty batch, and NaN.
+        """
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        runs, batch = self._measure(arrays)
+        codes = {s.name: quantize_input(s, _native(arrays[s.name])) for s in self.inputs}
+        parts = [self._backend.run(part, batch) for part in self._split(codes, runs)]
+        results = {s.name: _joined([p[s.name] for p in parts]) for s in self.outputs}
+        if raw:
+            return results
+        return {s.name: dequantize_output(s, results[s.name]) for s in self.outputs}
+
+    def _measure(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+        """How often the backend runs, and the batch of each run."""
+        known = ", ".join(s.name for s in self.inputs)
+        if extra := sorted(set(arrays) - {s.name for s in self.inputs}):
+            raise ConfigError(f"no input is called '{extra[0]}'; inputs: {known}")
+        counts: dict[int, TensorSpec] = {}
+        for spec in self.inputs:
+            if (array := arrays.get(spec.name)) is None:
+                raise ConfigError(f"no array for the input '{spec.name}'; inputs: {known}")
+            counts.setdefault(_count(spec, array), spec)
+        if len(counts) > 1:
+            sizes = ", ".join(f"'{spec.name}' {count}" for count, spec in counts.items())
+            raise ConfigError(f"inputs have different batch sizes: {sizes}")
+        count = next(iter(counts), 1)
+        batched = any(s.batched for s in (*self.inputs, *self.outputs))
+        return (1, count) if batched else (count, 1)
+
+    def _split(self, codes: Mapping[str, NDArray[Any]], runs: int) -> list[dict[str, NDArray[Any]]]:
+        return [{name: _aligned(_part(a, i, runs)) for name, a in codes.items()} for i in range(runs)]
+
+
+def _count(spec: TensorSpec, array: NDArray[Any]) -> int:
+    """How many batches of ``spec`` the array holds. Raises ConfigError."""
+    fits = array.ndim == len(spec.shape) and array.shape[1:] == spec.shape[1:]
+    if not fits or (not spec.batched and spec.shape and (spec.shape[0] == 0 or array.shape[0] % (spec.shape[0] or 1))):
+        raise ConfigError(f"input '{spec.name}' has shape {list(array.shape)}; it takes {spec}")
+    if array.size == 0:
+        raise ConfigError(f"input '{spec.name}' is empty")
+    if not spec.shape:
+        return 1
+    return int(array.shape[0]) // (spec.shape[0] or 1)
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _part(array: NDArray[Any], index: int, runs: int) -> NDArray[Any]:
+    if runs == 1:
+        return array
+    size = len(array) // runs
+    return array[index * size : (index + 1) * size]
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """``array``, or a copy of it, C-contiguous and starting at a multiple of ``ALIGNMENT`` bytes."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy: NDArray[Any] = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
