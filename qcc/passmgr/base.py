@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qcc.ir.graph import Graph, Stage
 from qcc.passmgr.context import PassContext
+from qcc.passmgr.spelling import spell
 
 
 class Pass(BaseModel, ABC):
@@ -30,5 +31,4 @@ class Pass(BaseModel, ABC):
         """Return a valid graph; the input graph is never changed."""
 
     def __str__(self) -> str:
-        options = self.model_dump(mode="json", exclude_defaults=True)
-        return self.name + ("{" + ", ".join(f"{k}={v}" for k, v in options.items()) + "}" if options else "")
+        return spell(self.name, self.model_dump(mode="json", exclude_defaults=True))

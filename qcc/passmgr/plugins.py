@@ -1,12 +1,12 @@
 """Plug-in discovery. The built-in passes and targets come through this same door."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from qcc.discovery import load
-from qcc.errors import ConfigError, PluginError
+from qcc.errors import ConfigError, PluginError, QccError
 from qcc.passmgr.base import Pass
 from qcc.passmgr.target import Target
 from qcc.validation import explain
@@ -15,6 +15,18 @@ M = TypeVar("M", bound=BaseModel)
 
 PASSES = "qcc.passes"
 TARGETS = "qcc.targets"
+PIPELINES = "qcc.pipelines"
+
+
+class Recipe(Protocol):
+    """Lists the passes of a ready-made pipeline, FLOAT to INTEGER; plug-ins in the group ``qcc.pipelines``.
+
+    ``options`` holds the options of passes by their names, as ``make_pass`` takes them; it may
+    name passes that the recipe includes only when asked for (``byte-input``). Raises ConfigError
+    for a pass that the recipe does not have.
+    """
+
+    def __call__(self, options: Mapping[str, Mapping[str, Any]]) -> Sequence[Pass]: ...
 
 
 def load_pass(name: str) -> type[Pass]:
@@ -33,6 +45,21 @@ def make_pass(name: str, options: Mapping[str, Any] | None = None) -> Pass:
 def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
     """The target ``name`` with its options validated. Raises PluginError, ConfigError."""
     return _make(load_target(name), f"target '{name}'", options)
+
+
+def make_recipe(name: str, options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
+    """The passes of the ready-made pipeline ``name``. Raises PluginError, ConfigError."""
+    recipe: Any = load(PIPELINES, name)
+    try:
+        passes = tuple(recipe(options))
+    except QccError:
+        raise
+    except Exception as e:
+        raise PluginError(f"{PIPELINES}: '{name}' raised {type(e).__name__}: {e}") from e
+    for p in passes:
+        if not isinstance(p, Pass):
+            raise PluginError(f"{PIPELINES}: '{name}' lists {p!r}, which is no pass")
+    return passes
 
 
 def _make(kind: type[M], what: str, options: Mapping[str, Any] | None) -> M:
