@@ -1,0 +1,66 @@
+"""What the passes measure on data and hand to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from numpy.typing import NDArray
+
+from qcc.errors import PassError
+from qcc.ir.types import Quant
+from qcc_passes.histogram import Histogram
+from qcc_passes.observers import Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The distribution of every activation on calibration data, and the rule that picks grids from it.
+
+    ``histograms`` is keyed by value name; ``observer`` is the rule of the ``calibrate`` pass.
+    """
+
+    histograms: Mapping[str, Histogram]
+    observer: Observer
+
+    def choose(self, names: Iterable[str], bits: int = 8) -> Quant:
+        """The unsigned ``bits``-wide grid that the values ``names`` share.
+
+        Raises PassError when one of them was never observed.
+        """
+        return self.observer.choose(self.histogram(names), bits)
+
+    def histogram(self, names: Iterable[str]) -> Histogram:
+        """The distribution of all the values ``names`` together. Raises PassError."""
+        wanted = list(names)
+        if missing := [n for n in wanted if n not in self.histograms]:
+            raise PassError(f"no range was measured for %{missing[0]}: run calibrate on the graph that is quantized")
+        return reduce(Histogram.merged, (self.histograms[n] for n in wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRanges:
+    """Extremes of every activation per channel (axis 1): value name to (low [C], high [C]), float32."""
+
+    by_value: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelMeans:
+    """Per image and channel (axis 1), the fp32 mean of what each ``conv2d`` and ``dense`` computes before its clamp.
+
+    Value name to float32 [images, C]; a fused residual is included. ``images`` counts the images.
+    """
+
+    by_value: Mapping[str, NDArray[Any]]
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class BiasCorrections:
+    """What ``bias-correct`` did: result names of the layers it corrected, and of those it left."""
+
+    accepted: tuple[str, ...]
+    refused: tuple[str, ...]
