@@ -9,7 +9,10 @@ At stage INTEGER every arithmetic operation ends in one dyadic requantization
 
 with ``acc`` int32 over codes less their zero point, ``m`` int32, ``c`` int64 (bias, output zero
 point and the rounding half at once), ``>>`` the floor shift of an int64, and ``qmin``/``qmax`` the
-result's clamp. Zero points are those of the operands' types.
+result's clamp. Zero points are those of the operands' types. Residuals ``r`` and the terms of
+``ilinear`` are raw codes: ``c`` absorbs their zero points. ``m``, ``c`` and ``mr`` of iconv2d and
+idense hold one entry per output channel, or one; those of the others broadcast to the result.
+A ``pad`` at INTEGER gives its ``values`` as codes.
 """
 
 from __future__ import annotations
