@@ -1,4 +1,7 @@
-"""Real operations of stages FLOAT and QUANTIZED, computed in float32 (maps and means in float64)."""
+"""Real operations of stages FLOAT and QUANTIZED, computed in float32 (maps and means in float64).
+
+Operands in float64 give float64 results: differentiation is checked in double precision.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -88,14 +91,14 @@ def _map(o: Op, xs: Sequence[Array]) -> Array:
     x, *parameters = xs
     env = {"x": x} | {f"p{i}": p for i, p in enumerate(parameters)}
     with np.errstate(over="ignore"):
-        result = expr.evaluate(expr.parse(o.str_attr("fn")), env).astype(np.float32)
+        result = expr.evaluate(expr.parse(o.str_attr("fn")), env).astype(x.dtype)
     return np.broadcast_to(result, x.shape)
 
 
 def _avg_pool2d(o: Op, xs: Sequence[Array]) -> Array:
     (x,) = xs
     total = sum(tap.astype(np.float64) for _, _, tap in Window.of(o).taps(x))
-    return _clamp(o, (total / averaged(o, *x.shape[2:])).astype(np.float32))
+    return _clamp(o, (total / averaged(o, *x.shape[2:])).astype(x.dtype))
 
 
 def averaged(o: Op, height: int, width: int) -> Array:
@@ -118,19 +121,19 @@ def averaged(o: Op, height: int, width: int) -> Array:
 
 def _reduce_mean(o: Op, xs: Sequence[Array]) -> Array:
     mean = np.mean(xs[0], axis=o.ints_attr("axes"), keepdims=o.bool_attr("keepdims"), dtype=np.float64)
-    return _clamp(o, np.asarray(mean).astype(np.float32))
+    return _clamp(o, np.asarray(mean).astype(xs[0].dtype))
 
 
 def _reduce_sum(o: Op, xs: Sequence[Array]) -> Array:
     total = np.sum(xs[0], axis=o.ints_attr("axes"), keepdims=o.bool_attr("keepdims"), dtype=np.float64)
-    return _clamp(o, np.asarray(total).astype(np.float32))
+    return _clamp(o, np.asarray(total).astype(xs[0].dtype))
 
 
 def _resize_linear(o: Op, xs: Sequence[Array]) -> Array:
     """Rows blend h0 and h1 by 1 - hf and hf, columns likewise."""
     (x,) = xs
-    hf = np.array(o.floats_attr("hf"), np.float32).reshape(-1, 1)
-    wf = np.array(o.floats_attr("wf"), np.float32)
+    hf = np.array(o.floats_attr("hf"), x.dtype).reshape(-1, 1)
+    wf = np.array(o.floats_attr("wf"), x.dtype)
     rows = x[:, :, list(o.ints_attr("h0"))] * (1 - hf) + x[:, :, list(o.ints_attr("h1"))] * hf
     blend = rows[..., list(o.ints_attr("w0"))] * (1 - wf) + rows[..., list(o.ints_attr("w1"))] * wf
     return _clamp(o, blend)
@@ -140,7 +143,7 @@ def _softmax(o: Op, xs: Sequence[Array]) -> Array:
     axis = o.int_attr("axis")
     x = xs[0].astype(np.float64)
     e = np.exp(x - x.max(axis=axis, keepdims=True))
-    result: Array = (e / e.sum(axis=axis, keepdims=True)).astype(np.float32)
+    result: Array = (e / e.sum(axis=axis, keepdims=True)).astype(xs[0].dtype)
     return result
 
 

@@ -1,0 +1,38 @@
+"""The layers of a graph: the operations whose weights and arithmetic bit assignment is about."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qcc.ir.graph import Graph, producers
+
+LAYER_KINDS = ("conv2d", "dense")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A conv2d or dense operation with constant weights, named after its result.
+
+    ``macs`` are multiply-accumulates per sample, ``parameters`` the weights (without the bias).
+    """
+
+    name: str
+    kind: str
+    weight: str
+    parameters: int
+    macs: int
+
+
+def layers(graph: Graph) -> tuple[Layer, ...]:
+    """The layers in order of execution (an analysis)."""
+    made_by = producers(graph)
+    found = []
+    for o in graph.ops:
+        if o.kind not in LAYER_KINDS or made_by[o.operands[1].name].kind != "constant":
+            continue
+        weight = o.operands[1]
+        outputs = math.prod(o.result.type.shape[1:])
+        macs = outputs * math.prod(weight.type.shape[1:])
+        found.append(Layer(o.result.name, o.kind, weight.name, math.prod(weight.type.shape), macs))
+    return tuple(found)
