@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import safetensors
 import safetensors.numpy
 
 from qcc.artifact.manifest import Grid, TensorSpec
-from qcc.artifact.store import Artifact
 from qcc.errors import ArtifactError, QccError, VerifyError
 from qcc.ir.graph import Graph, Value
 from qcc.ir.text import const_store, parse, render
@@ -26,15 +27,17 @@ def graph_files(graph: Graph) -> dict[str, bytes]:
     return {GRAPH: render(graph).encode(), WEIGHTS: safetensors.numpy.save(arrays)}
 
 
-def read_graph(artifact: Artifact) -> Graph:
-    """The integer graph that ``artifact`` was built from. Raises ArtifactError."""
+def read_graph(files: Mapping[str, Path]) -> Graph:
+    """The integer graph among the files of a checked artifact. Raises ArtifactError."""
     try:
-        arrays = safetensors.numpy.load(artifact.read(WEIGHTS))
+        arrays = safetensors.numpy.load_file(files[WEIGHTS])
         store = {digest: Const(array) for digest, array in arrays.items()}
-        graph = parse(artifact.read(GRAPH).decode(), store)
+        graph = parse(files[GRAPH].read_text(encoding="utf-8"), store)
         verify(graph)
-    except (QccError, safetensors.SafetensorError, UnicodeDecodeError) as e:
-        raise ArtifactError(f"{artifact.path}: its graph cannot be read: {e}") from e
+    except KeyError as e:
+        raise ArtifactError(f"the artifact holds no {e.args[0]}") from None
+    except (QccError, safetensors.SafetensorError, UnicodeDecodeError, OSError) as e:
+        raise ArtifactError(f"the artifact's graph cannot be read: {e}") from e
     return graph
 
 
