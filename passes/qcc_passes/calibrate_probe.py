@@ -1,0 +1,134 @@
+"""A graph that measures another: its outputs are statistics of every activation, small enough to keep.
+
+The statistics are computed by the executor beside the activations, which are freed as usual: what
+leaves is a strided sample, extremes per channel, and the channel means of each layer before its clamp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from qcc.ir.build import GraphBuilder
+from qcc.ir.graph import Graph, Op, Value, op
+from qcc.ir.types import BATCH
+
+LAYERS: Final = frozenset({"conv2d", "dense"})
+"""Operations with weights and a bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``graph`` computes the statistics; the tables map values of the probed graph to its outputs.
+
+    ``samples`` [N, k] are elements of the value, ``highs`` [N, C] its maxima per channel (axis 1; the
+    whole value at rank 1), ``lows`` those of its negation, absent for values that cannot be negative.
+    ``means`` [N, C] are means per output channel of each layer, before its clamp.
+    """
+
+    graph: Graph
+    samples: Mapping[str, str]
+    highs: Mapping[str, str]
+    lows: Mapping[str, str]
+    means: Mapping[str, str]
+
+
+def probe(graph: Graph, samples: int) -> Probe:
+    """The probe of a FLOAT ``graph`` that takes about ``samples`` elements of every value per image."""
+    prober = _Prober(graph, samples)
+    for value in graph.inputs:
+        prober.observe(value, positive=False)
+    for o in graph.ops:
+        prober.replay(o)
+        if o.kind != "constant" and o.result.type.dtype == "f32":
+            prober.observe(o.result, positive=non_negative(o))
+    return prober.finish()
+
+
+def non_negative(o: Op) -> bool:
+    """Whether the operation's attributes alone say that nothing it yields is below zero."""
+    return o.float_attr("lo", -math.inf) >= 0 or o.kind == "softmax"
+
+
+class _Prober:
+    def __init__(self, graph: Graph, samples: int) -> None:
+        self._builder = GraphBuilder(graph.name)
+        self._count = samples
+        for v in graph.inputs:
+            self._builder.input(v.name, v.type.shape, v.type.dtype, v.type.quant)
+        # Names that later values will need, so that no statistic takes one.
+        self._reserved = {v.name for o in graph.ops for v in o.results}
+        self._outputs: list[Value] = []
+        self._samples: dict[str, str] = {}
+        self._highs: dict[str, str] = {}
+        self._lows: dict[str, str] = {}
+        self._means: dict[str, str] = {}
+
+    def finish(self) -> Probe:
+        graph = self._builder.graph(self._outputs, prune=True)
+        return Probe(graph, self._samples, self._highs, self._lows, self._means)
+
+    def replay(self, o: Op) -> None:
+        """Append ``o``; a layer's clamp becomes an operation of its own, so that its operand can be averaged."""
+        if o.kind not in LAYERS:
+            self._builder.append(o)
+            return
+        name = o.result.name
+        clamp = {k: a for k, a in o.attrs.items() if k in ("lo", "hi")}
+        result = replace(o.result, name=self._name(name, "unclamped")) if clamp else o.result
+        self._builder.append(op(o.kind, o.operands, [result], **{k: a for k, a in o.attrs.items() if k not in clamp}))
+        self._means[name] = self._give(self._channel_mean(result, o, self._name(name, "mean")))
+        if clamp:
+            self._builder.append(op("clip", [result], [o.result], **clamp))
+
+    def observe(self, value: Value, *, positive: bool) -> None:
+        """Append the statistics of ``value``."""
+        name = value.name
+        self._samples[name] = self._give(self._sample(value))
+        self._highs[name] = self._give(self._channel_max(value, self._name(name, "high")))
+        if not positive:
+            negated = self._builder.op("map", [value], name=self._name(name, "negated"), fn="neg(x)")
+            self._lows[name] = self._give(self._channel_max(negated, self._name(name, "low")))
+
+    def _sample(self, value: Value) -> Value:
+        """Every n-th element of each image, n sharing no divisor with the last axis, so that all columns occur."""
+        shape = value.type.shape
+        batch, total = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+        name = self._name(value.name, "sample")
+        flat = self._builder.op("reshape", [value], name=f"{name}.flat", shape=(batch, total))
+        step = max(1, total // self._count)
+        while math.gcd(step, shape[-1] if shape else 1) > 1 and step > 1:
+            step += 1
+        return self._builder.op("slice", [flat], name=name, axis=1, start=0, stop=total, step=step)
+
+    def _channel_max(self, value: Value, name: str) -> Value:
+        axes = tuple(range(2, value.type.rank))
+        return self._builder.op("reduce_max", [value], name=name, axes=axes, keepdims=False) if axes else value
+
+    def _channel_mean(self, value: Value, o: Op, name: str) -> Value:
+        """Over all but the first axis and the output channels: axis 1 of a convolution, else the last."""
+        axes = (2, 3) if o.kind == "conv2d" else tuple(range(1, value.type.rank - 1))
+        return self._builder.op("reduce_mean", [value], name=name, axes=axes, keepdims=False) if axes else value
+
+    def _name(self, value: str, what: str) -> str:
+        name = f"{value}.{what}"
+        while name in self._reserved:
+            name += "_"
+        return name
+
+    def _give(self, value: Value) -> str:
+        if value not in self._outputs:
+            self._outputs.append(value)
+        return value.name
+
+
+def batch_size(graph: Graph, budget: int = 32 << 20) -> int:
+    """Images per run: the graph's own batch, or as many as keep the largest activation within ``budget`` bytes."""
+    fixed = [v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH]
+    if fixed:
+        return fixed[0]
+    values = (o.result.type.shape for o in graph.ops if o.kind != "constant")
+    largest = max((4 * math.prod(abs(d) for d in shape) for shape in values), default=1)
+    return min(max(1, budget // largest), 64)
