@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.errors import PassError
-from qcc.ir.graph import Graph, Op, constant, live
+from qcc.ir.graph import Graph, live
 from qcc.verify.interp import RULES
 from qcc_passes.layers import Layer, layers
 from qcc_passes.vjp import backward
@@ -84,26 +84,20 @@ def probe_gauss_newton(
     return found
 
 
-def run(graph: Graph, inputs: Inputs) -> dict[str, Array]:
-    """Every value of a FLOAT graph, by name, in the precision of ``inputs`` (float32 or float64)."""
+def run(graph: Graph, inputs: Inputs, weights: Inputs | None = None) -> dict[str, Array]:
+    """Every value of a FLOAT graph, by name, in the precision of ``inputs`` (float32 or float64).
+
+    ``weights`` replaces constants, in their own precision.
+    """
     values = dict(inputs)
     precision = next(iter(inputs.values())).dtype
     for o in graph.ops:
+        name = o.result.name
         if o.kind == "constant":
-            values[o.result.name] = o.array.astype(precision, copy=False)
+            values[name] = weights[name] if weights and name in weights else o.array.astype(precision, copy=False)
         else:
-            values[o.result.name] = RULES[o.kind](o, [values[v.name] for v in o.operands])
+            values[name] = RULES[o.kind](o, [values[v.name] for v in o.operands])
     return values
-
-
-def with_weights(graph: Graph, weights: Mapping[str, Array]) -> Graph:
-    """The graph with some constants replaced by arrays of the same shape and element type."""
-
-    def swap(o: Op) -> Op:
-        array = weights.get(o.result.name) if o.kind == "constant" else None
-        return o if array is None else constant(o.result.name, array.astype(o.array.dtype), quant=o.result.type.quant)
-
-    return replace(graph, ops=tuple(map(swap, graph.ops)))
 
 
 LossGradient = Callable[[Array], Array]
@@ -139,12 +133,12 @@ def hessian_vector(
     ``direction`` maps weights to arrays of their shapes; the result has the same keys.
     """
     ends = []
+    precision = next(iter(inputs.values())).dtype
     arrays = {o.result.name: o.array for o in top.graph.ops if o.kind == "constant"}
     for sign in (1.0, -1.0):
-        moved = {name: arrays[name] + sign * step * v for name, v in direction.items()}
-        graph = with_weights(top.graph, moved)
-        values = run(graph, inputs)
-        ends.append(backward(graph, values, {top.output: loss(values[top.output])}, direction))
+        moved = {n: (arrays[n] + sign * step * v).astype(precision) for n, v in direction.items()}
+        values = run(top.graph, inputs, moved)
+        ends.append(backward(top.graph, values, {top.output: loss(values[top.output])}, direction))
     return {name: (ends[0][name] - ends[1][name]) / (2 * step) for name in direction}
 
 
