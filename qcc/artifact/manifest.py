@@ -118,10 +118,14 @@ class Manifest(Strict):
     outputs: tuple[TensorSpec, ...]
     files: dict[str, FileInfo] = Field(default_factory=dict)
     """All other files, by path relative to the artifact."""
+    digest: Sha256 | None = None
+    """sha256 of this manifest's own spelling without this field; filled in when it is written."""
 
     def to_bytes(self) -> bytes:
-        """The only spelling of this manifest: indented JSON, UTF-8, one newline at the end."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
+        """The only spelling of this manifest, sealed: indented JSON, UTF-8, one newline at the end."""
+        body = self.model_dump_json(indent=2, exclude={"digest"})
+        sealed = self.model_copy(update={"digest": hashlib.sha256(body.encode()).hexdigest()})
+        return (sealed.model_dump_json(indent=2) + "\n").encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:

@@ -7,8 +7,10 @@ failed write, and nothing is used before every size and hash is checked.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ _MANIFEST_LIMIT: Final = 16 << 20
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Artifact:
     """A checked artifact. ``files`` maps relative paths to files on disk.
 
@@ -33,7 +35,6 @@ class Artifact:
     path: Path
     manifest: Manifest
     files: Mapping[str, Path]
-    keep_alive: tempfile.TemporaryDirectory[str] | None = None
 
     def read(self, name: str) -> bytes:
         """The contents of one file. Raises ArtifactError when the artifact has no such file."""
@@ -53,8 +54,8 @@ def write_artifact(out: Path, manifest: Manifest, contents: Mapping[str, bytes],
     for name in contents:
         _check_name(name, ConfigError)
     infos = {name: FileInfo.of(contents[name]) for name in sorted(contents)}
-    complete = manifest.model_copy(update={"files": infos})
-    payload = {MANIFEST: complete.to_bytes(), **{name: contents[name] for name in sorted(contents)}}
+    sealed = manifest.model_copy(update={"files": infos}).to_bytes()
+    payload = {MANIFEST: sealed, **{name: contents[name] for name in sorted(contents)}}
     try:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             fresh = Path(scratch) / "new"
@@ -62,7 +63,7 @@ def write_artifact(out: Path, manifest: Manifest, contents: Mapping[str, bytes],
             _swap(fresh, out, Path(scratch) / "old")
     except OSError as e:
         raise ConfigError(f"cannot write {out}: {e.strerror or e}") from e
-    return complete
+    return Manifest.from_bytes(sealed)
 
 
 def _swap(fresh: Path, out: Path, aside: Path) -> None:
@@ -119,9 +120,12 @@ def _check_name(name: str, error: type[ArtifactError] | type[ConfigError] = Arti
 
 def _write_folder(root: Path, payload: Mapping[str, bytes]) -> None:
     for name, data in payload.items():
-        target = root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        _write_file(root / name, data)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
 
 
 def _write_archive(path: Path, payload: Mapping[str, bytes]) -> None:
@@ -176,15 +180,14 @@ def _unpack(path: Path, archive: zipfile.ZipFile) -> Artifact:
         raise ArtifactError(f"{path}: is no qcc artifact: it holds no {MANIFEST}, or one that is too large")
     manifest = _parse_manifest(path, archive.read(MANIFEST))
     _check_listing(path, manifest, sizes)
-    scratch = tempfile.TemporaryDirectory(prefix="qcc-")
-    root = Path(scratch.name)
+    root = Path(tempfile.mkdtemp(prefix="qcc-"))
+    artifact = Artifact(path, manifest, {name: root / name for name in manifest.files})
+    weakref.finalize(artifact, shutil.rmtree, root, ignore_errors=True)
     for name, info in manifest.files.items():
         data = archive.read(name)
         _check_contents(path, name, info, data)
-        target = root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    return Artifact(path, manifest, {name: root / name for name in manifest.files}, scratch)
+        _write_file(root / name, data)
+    return artifact
 
 
 def _parse_manifest(where: Path, data: bytes) -> Manifest:
