@@ -1,0 +1,155 @@
+"""Choosing integer weights that keep a layer's output: GPTQ, coordinate descent, scale refit.
+
+A layer computes W X for inputs X; its output error is tr((W - s Q) G (W - s Q)^T) with the Gram
+matrix G = X X^T / samples. Rows are independent, so everything runs on all rows at once.
+Shapes: weights and codes [rows, K], scales [rows], G [K, K]; all float64, codes integral.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Integer weights and the scale of each row: row r stands for ``scale[r] * codes[r]``."""
+
+    codes: Array
+    scale: Array
+
+    @property
+    def weights(self) -> Array:
+        dense: Array = self.codes * self.scale[:, None]
+        return dense
+
+
+def damped(gram: Array, share: float) -> Array:
+    """G plus ``share`` of its mean diagonal on the diagonal: positive definite even for few samples."""
+    mean = float(np.mean(np.diag(gram)))
+    result: Array = gram + np.eye(len(gram)) * (share * mean if mean > 0 else 1.0)
+    return result
+
+
+def output_error(weights: Array, approx: Array, gram: Array) -> Array:
+    """Each row's squared output error, [rows]."""
+    difference = weights - approx
+    error: Array = np.einsum("rk,rk->r", difference @ gram, difference)
+    return error
+
+
+def nearest(weights: Array, scale: Array, bits: int) -> Codes:
+    """Round to nearest on the symmetric signed grid of ``bits`` bits."""
+    top = (1 << (bits - 1)) - 1
+    return Codes(np.clip(np.rint(weights / scale[:, None]), -top - 1, top), scale)
+
+
+def search_scale(weights: Array, gram: Array, bits: int, steps: int = 40) -> Array:
+    """The scale of each row that, among clipped ranges, minimises the diagonal part of the output error."""
+    top = (1 << (bits - 1)) - 1
+    full = np.maximum(np.abs(weights).max(axis=1), 1e-30) / top
+    importance = np.diag(gram)
+    best: Array = full.copy()
+    least = np.full(len(weights), np.inf)
+    for factor in np.linspace(0.3, 1.1, steps):
+        scale = full * factor
+        error = (np.square(weights - nearest(weights, scale, bits).weights) * importance).sum(axis=1)
+        better = error < least
+        best[better], least[better] = scale[better], error[better]
+    return best
+
+
+def gptq(weights: Array, scale: Array, gram: Array, bits: int) -> Codes:
+    """Round column by column, moving each column's error onto the columns still to come.
+
+    Columns run in order of falling diagonal (GPTQ, arXiv:2210.17323, with "act order"): with
+    U the upper Cholesky factor of G^-1, e = (w_k - q_k) / U_kk and W[:, k:] -= e U[k, k:].
+    ``gram`` must be positive definite.
+    """
+    top = (1 << (bits - 1)) - 1
+    order = np.argsort(-np.diag(gram), kind="stable")
+    inverse = np.linalg.inv(gram[np.ix_(order, order)])
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    left = weights[:, order].copy()
+    codes = np.zeros_like(left)
+    columns = left.shape[1]
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        errors = np.zeros((len(left), stop - start))
+        for k in range(start, stop):
+            codes[:, k] = np.clip(np.rint(left[:, k] / scale), -top - 1, top)
+            errors[:, k - start] = (left[:, k] - scale * codes[:, k]) / upper[k, k]
+            left[:, k + 1 : stop] -= np.outer(errors[:, k - start], upper[k, k + 1 : stop])
+        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    natural = np.empty_like(codes)
+    natural[:, order] = codes
+    return Codes(natural, scale)
+
+
+def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 8) -> Codes:
+    """Coordinate descent over the integers, refitting the scales after each sweep.
+
+    Each coordinate takes its exact optimum given all others, so the output error never rises;
+    the scale of a row is its least-squares fit w G q / q G q. Stops when nothing changes.
+    """
+    top = (1 << (bits - 1)) - 1
+    codes, scale = start.codes.copy(), start.scale.copy()
+    diagonal = np.maximum(np.diag(gram), 1e-30)
+    for _ in range(sweeps):
+        changed = False
+        pull = (weights - codes * scale[:, None]) @ gram
+        for first in range(0, codes.shape[1], _BLOCK):
+            block = slice(first, min(first + _BLOCK, codes.shape[1]))
+            local, moved = gram[block, block], np.zeros((len(codes), block.stop - first))
+            near = pull[:, block]
+            for k in range(block.stop - first):
+                free = near[:, k] / (scale * diagonal[first + k]) + codes[:, first + k]
+                step = np.clip(np.rint(free), -top - 1, top) - codes[:, first + k]
+                if step.any():
+                    codes[:, first + k] += step
+                    moved[:, k] = step
+                    near -= np.outer(scale * step, local[k])
+                    changed = True
+            pull[:, block.stop :] -= (moved * scale[:, None]) @ gram[block, block.stop :]
+        scale = _refit(weights, codes, scale, gram)
+        if not changed:
+            break
+    return Codes(codes, scale)
+
+
+def _refit(weights: Array, codes: Array, scale: Array, gram: Array) -> Array:
+    """The least-squares scale of each row; the old one where codes vanish or it would turn negative."""
+    projected = codes @ gram
+    energy = np.einsum("rk,rk->r", projected, codes)
+    fit = np.einsum("rk,rk->r", projected, weights) / np.where(energy > 0, energy, 1)
+    return np.where((energy > 0) & (fit > 0), fit, scale)
+
+
+def round_rows(weights: Array, gram: Array, bits: int, damping: float = 0.01) -> Codes:
+    """Scale search, GPTQ and coordinate descent; never worse per row than round to nearest.
+
+    ``gram`` may be singular; ``damping`` is the share of its mean diagonal that is added.
+    """
+    steady = damped(gram, damping)
+    plain = nearest(weights, search_scale(weights, steady, bits), bits)
+    best = descend(weights, gptq(weights, plain.scale, steady, bits), steady, bits)
+    worse = output_error(weights, best.weights, steady) > output_error(weights, plain.weights, steady)
+    codes = np.where(worse[:, None], plain.codes, best.codes)
+    return Codes(codes, np.where(worse, plain.scale, best.scale))
+
+
+def compensated(weights: Array, gram: Array, cross: Array, damping: float = 0.01) -> Array:
+    """The real weights that, on quantized inputs Y, come closest to W X on fp32 inputs X.
+
+    With G = Y Y^T and ``cross`` = X Y^T, both per sample: argmin ||W X - V Y||^2 + d ||V - W||^2.
+    """
+    ridge = damped(gram, damping) - gram
+    solved: Array = np.linalg.solve(gram + ridge, (weights @ (cross + ridge)).T).T
+    return solved
