@@ -1,7 +1,10 @@
 """The rules that a graph at each stage keeps; the pipeline checks them after every pass."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+import numpy as np
 
 from qcc.errors import QccError, VerifyError
 from qcc.ir.expr import parse as parse_expr
@@ -119,14 +122,30 @@ def _check_integer(o: Op, spec: OpSpec) -> None:
         raise VerifyError(f"{o}: result type {result.dtype} is not one of {', '.join(sorted(spec.results))}")
     if o.kind in ("pad", "dilate2d") and first.quant is None:
         raise VerifyError(f"{o}: needs a grid, for its zero point")
+    for name, attr in o.attrs.items():
+        if any(isinstance(a, float) for a in (attr if isinstance(attr, tuple) else (attr,))):
+            raise VerifyError(f"{o}: attribute '{name}' holds a float: {attr!r}")
     if "shift" in spec.attrs:
-        if not 0 < o.int_attr("shift") <= 32:
-            raise VerifyError(f"{o}: shift must be in 1..32, got {o.int_attr('shift')}")
-        if o.int_attr("qmin") > o.int_attr("qmax"):
-            raise VerifyError(f"{o}: empty clamp [{o.int_attr('qmin')}, {o.int_attr('qmax')}]")
-        for value, dtype in zip(o.operands, _epilogue_types(o, spec), strict=True):
-            if dtype and value.type.dtype != dtype:
-                raise VerifyError(f"{o}: operand %{value.name} must be {dtype}, is {value.type.dtype}")
+        _check_requantization(o, spec)
+
+
+def _check_requantization(o: Op, spec: OpSpec) -> None:
+    low, high = o.int_attr("qmin"), o.int_attr("qmax")
+    info = np.iinfo(o.result.type.numpy)
+    if not 0 < o.int_attr("shift") <= 32:
+        raise VerifyError(f"{o}: shift must be in 1..32, got {o.int_attr('shift')}")
+    if not info.min <= low <= high <= info.max:
+        raise VerifyError(f"{o}: clamp [{low}, {high}] is empty, or leaves {o.result.type.dtype}")
+    for value, dtype in zip(o.operands, _epilogue_types(o, spec), strict=True):
+        if dtype and value.type.dtype != dtype:
+            raise VerifyError(f"{o}: operand %{value.name} must be {dtype}, is {value.type.dtype}")
+    if o.kind in ("iconv2d", "idense"):
+        channels = o.operands[1].type.shape[0]
+        for value in (*o.operands[2:4], *o.operands[5:]):
+            if math.prod(value.type.shape) not in (1, channels) or value.type.rank > 1:
+                raise VerifyError(f"{o}: %{value.name} must hold one entry, or one per output channel ({channels})")
+        if len(o.operands) == 6 and o.operands[4].type.shape != o.result.type.shape:
+            raise VerifyError(f"{o}: residual %{o.operands[4].name} must have the result's shape")
 
 
 def _epilogue_types(o: Op, spec: OpSpec) -> list[str | None]:
