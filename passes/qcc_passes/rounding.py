@@ -51,11 +51,13 @@ def nearest(weights: Array, scale: Array, bits: int) -> Codes:
     return Codes(np.clip(np.rint(weights / scale[:, None]), -top - 1, top), scale)
 
 
-def search_scale(weights: Array, gram: Array, bits: int, steps: int = 40) -> Array:
-    """The scale of each row that, among clipped ranges, minimises the diagonal part of the output error."""
+def search_scale(weights: Array, importance: Array, bits: int, steps: int = 40) -> Array:
+    """The scale of each row that, among clipped ranges, minimises the weighted squared rounding error.
+
+    ``importance`` [K] weighs the columns: the diagonal of G for the output error, ones for plain MSE.
+    """
     top = (1 << (bits - 1)) - 1
     full = np.maximum(np.abs(weights).max(axis=1), 1e-30) / top
-    importance = np.diag(gram)
     best: Array = full.copy()
     least = np.full(len(weights), np.inf)
     for factor in np.linspace(0.3, 1.1, steps):
@@ -138,7 +140,7 @@ def round_rows(weights: Array, gram: Array, bits: int, damping: float = 0.01) ->
     ``gram`` may be singular; ``damping`` is the share of its mean diagonal that is added.
     """
     steady = damped(gram, damping)
-    plain = nearest(weights, search_scale(weights, steady, bits), bits)
+    plain = nearest(weights, search_scale(weights, np.diag(steady), bits), bits)
     best = descend(weights, gptq(weights, plain.scale, steady, bits), steady, bits)
     worse = output_error(weights, best.weights, steady) > output_error(weights, plain.weights, steady)
     codes = np.where(worse[:, None], plain.codes, best.codes)
