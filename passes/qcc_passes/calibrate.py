@@ -17,7 +17,7 @@ from qcc_passes.observers import ObserverName, make_observer
 class Calibrate(Pass):
     """Measure the distribution of every activation on calibration data, in fp32.
 
-    ``observer`` picks a range from a distribution: ``mse`` (least squared quantization error, both
+    ``method`` picks a range from a distribution: ``mse`` (least squared quantization error, both
     ends searched), ``minmax``, ``percentile`` (keeps ``percentile`` per cent), ``entropy`` (least
     information lost). ``samples`` limits how many calibration samples are used.
     """
@@ -28,14 +28,14 @@ class Calibrate(Pass):
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
     gives: ClassVar[tuple[type, ...]] = (Ranges, ChannelRanges, ChannelMeans)
 
-    observer: ObserverName = "mse"
+    method: ObserverName = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
     samples: int | None = Field(default=None, gt=0)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph as it is; the facts are put into ``ctx``. Raises ConfigError, PassError."""
         seen = self._observe(graph, ctx)
-        ctx.facts.put(Ranges(seen.histograms, make_observer(self.observer, self.percentile)))
+        ctx.facts.put(Ranges(seen.histograms, make_observer(self.method, self.percentile)))
         ctx.facts.put(ChannelRanges({name: (seen.lows[name], high) for name, high in seen.highs.items()}))
         ctx.facts.put(ChannelMeans(seen.means, seen.images))
         return graph
