@@ -19,6 +19,9 @@ from qcc.errors import ArtifactError
 
 Array = NDArray[Any]
 
+PROGRAM = "device/program.json"
+"""Where qcc puts the file that the target wrote."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -47,10 +50,10 @@ class ListingBackend:
     """Runs the program of an artifact; holds no state between runs, so threads may share it."""
 
     def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int) -> None:
-        found = [path for name, path in files.items() if Path(name).name == "program.json"]
-        if len(found) != 1:
-            raise ArtifactError("the artifact holds no program.json")
-        program = json.loads(found[0].read_text(encoding="utf-8"))
+        path = files.get(PROGRAM)
+        if path is None:
+            raise ArtifactError(f"the artifact holds no {PROGRAM}")
+        program = json.loads(path.read_text(encoding="utf-8"))
         self._outputs: list[str] = program["outputs"]
         self._steps = [Step(**step) for step in program["steps"]]
         self._constants: dict[str, Array] = {
