@@ -6,14 +6,14 @@ held as codes, so a sweep costs the memory of the widest cut through the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcc.ir.graph import Graph, Op, Value, constant
+from qcc.ir.graph import Graph, Op, Value, rewrite
 from qcc.verify.interp import evaluate_op
 
 Array = NDArray[Any]
@@ -28,8 +28,8 @@ class Step:
     quantized: tuple[Array, ...]
 
 
-Revise = Callable[[Step], Mapping[str, Array] | None]
-"""New arrays for constant operands of the step, by value name; None or empty leaves it as it is."""
+Revise = Callable[[Step], Sequence[Op]]
+"""New ``constant`` operations in place of those that the step reads, by name; none leaves it as it is."""
 
 
 def sweep(graph: Graph, inputs: Mapping[str, Array], revise: Revise) -> Graph:
@@ -38,26 +38,15 @@ def sweep(graph: Graph, inputs: Mapping[str, Array], revise: Revise) -> Graph:
     Later operations see what the revised ones compute. Constants that several operations read
     change for all that follow. Returns the graph with its revised constants.
     """
-    changed: dict[str, Array] = {}
+    changed: dict[str, Op] = {}
     for step, commit in _steps(graph, inputs):
-        new = revise(step) or {}
+        new = {o.result.name: o for o in revise(step)}
         changed |= new
         commit(new)
-    return replace_constants(graph, changed)
+    return rewrite(graph, lambda o: [changed[o.result.name]] if o.result.name in changed else None)
 
 
-def replace_constants(graph: Graph, arrays: Mapping[str, Array]) -> Graph:
-    """``graph`` with the arrays of some constants replaced; shapes and element types stay."""
-
-    def swap(o: Op) -> Op:
-        if o.kind != "constant" or o.result.name not in arrays:
-            return o
-        return constant(o.result.name, arrays[o.result.name].astype(o.array.dtype), quant=o.result.type.quant)
-
-    return replace(graph, ops=tuple(map(swap, graph.ops)))
-
-
-Commit = Callable[[Mapping[str, Array]], None]
+Commit = Callable[[Mapping[str, Op]], None]
 
 
 def _steps(graph: Graph, inputs: Mapping[str, Array]) -> Iterator[tuple[Step, Commit]]:
@@ -76,11 +65,13 @@ def _steps(graph: Graph, inputs: Mapping[str, Array]) -> Iterator[tuple[Step, Co
             tuple(_unpack(types[v.name], codes[v.name]) for v in o.operands),
         )
 
-        def commit(new: Mapping[str, Array], step: Step = step) -> None:
-            for name, array in new.items():
-                codes[name] = _pack(types[name], array)
-            operands = [_unpack(types[v.name], codes[v.name]) for v in step.op.operands]
-            codes[step.op.result.name] = _pack(step.op.result, evaluate_op(step.op, operands))
+        def commit(new: Mapping[str, Op], step: Step = step) -> None:
+            for name, revised in new.items():
+                types[name] = revised.result
+                codes[name] = _pack(revised.result, revised.array)
+            seen = replace(step.op, operands=tuple(types[v.name] for v in step.op.operands))
+            operands = [_unpack(v, codes[v.name]) for v in seen.operands]
+            codes[step.op.result.name] = _pack(step.op.result, evaluate_op(seen, operands))
             exact[step.op.result.name] = evaluate_op(unquantized(step.op), step.exact)
 
         yield step, commit

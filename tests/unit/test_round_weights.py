@@ -1,0 +1,124 @@
+"""The round-weights pass: lower output error on data it did not fit, or nothing changes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qcc.ir.build import GraphBuilder
+from qcc.ir.graph import Graph, Op, Stage, constant, constants, producers, rewrite
+from qcc.ir.types import BATCH, Dyadic, Quant
+from qcc.ir.verify import verify
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import CalibrationData
+from qcc.verify.compare import sqnr_db
+from qcc.verify.interp import evaluate, evaluate_op
+from qcc_passes.quantize_weights import weight_quant
+from qcc_passes.round_weights import RoundedWeights, RoundWeights
+from qcc_passes.sweep import unquantized
+
+Array = NDArray[Any]
+
+
+def network(bits: int, groups: int = 1) -> Graph:
+    """Conv - relu - dense on [N, 4, 6, 6], weights on ``bits``-wide grids."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("net", Stage.QUANTIZED)
+
+    def weights(shape: tuple[int, ...], name: str) -> Any:
+        array = (rng.normal(size=shape) / np.prod(shape[1:]) ** 0.5).astype(np.float32)
+        return b.constant(array, name, quant=weight_quant(array, bits, "channel", "max"))
+
+    x = b.input("x", (BATCH, 4, 6, 6), quant=Quant(8, False, (Dyadic.of(4 / 255),)))
+    y = b.op(
+        "conv2d",
+        [x, weights((8, 4 // groups, 3, 3), "w1"), b.constant(np.zeros(8, np.float32), "b1")],
+        name="conv",
+        quant=Quant(8, False, (Dyadic.of(0.02),)),
+        strides=(1, 1),
+        pads=(1, 1, 1, 1),
+        dilations=(1, 1),
+        groups=groups,
+        lo=0.0,
+    )
+    y = b.op("reshape", [y], shape=(BATCH, 288), quant=y.type.quant)
+    logits = [y, weights((5, 288), "w2"), b.constant(np.zeros(5, np.float32), "b2")]
+    return b.graph([b.op("dense", logits, name="logits", quant=Quant(32, True, (Dyadic.of(1e-6),)))])
+
+
+def inputs(samples: int, seed: int) -> dict[str, Array]:
+    """Smooth positive images: neighbouring pixels correlate, as GPTQ needs."""
+    rng = np.random.default_rng(seed)
+    base = rng.uniform(0, 2, size=(samples, 4, 1, 1)) + rng.normal(size=(samples, 4, 6, 6)) * 0.3
+    return {"x": np.clip(base, 0, 4).astype(np.float32)}
+
+
+def rounded(graph: Graph, **options: Any) -> tuple[Graph, RoundedWeights]:
+    ctx = PassContext()
+    ctx.facts.put(CalibrationData(inputs(64, 1)))
+    after = RoundWeights(**options).run(graph, ctx)
+    verify(after)
+    return after, ctx.facts.get(RoundedWeights)
+
+
+def output_sqnr(graph: Graph) -> float:
+    data = inputs(200, 2)
+    env = dict(data)
+    for o in graph.ops:
+        plain = unquantized(o)
+        env[o.result.name] = o.array if o.kind == "constant" else _run(plain, env)
+    return sqnr_db(env["logits"], evaluate(graph, data)["logits"])
+
+
+def _run(o: Op, env: dict[str, Array]) -> Array:
+    return evaluate_op(o, [env[v.name] for v in o.operands])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_output_error_falls_on_unseen_data(bits: int, groups: int) -> None:
+    before = network(bits, groups)
+    after, report = rounded(before)
+    assert [r.layer for r in report.layers] == ["conv", "logits"]
+    assert any(r.accepted for r in report.layers)
+    assert output_sqnr(after) > output_sqnr(before) + 2
+
+
+def test_accepted_weights_lie_on_their_grid() -> None:
+    after, report = rounded(network(3))
+    weights = producers(after)
+    for name, layer in (("w1", "conv"), ("w2", "logits")):
+        assert next(r for r in report.layers if r.layer == layer).accepted
+        quant = weights[name].result.type.quant
+        assert quant is not None
+        assert quant.bits == 3
+        assert np.array_equal(quant.dequantize(quant.quantize(weights[name].array)), weights[name].array)
+
+
+def test_eight_bits_are_left_alone_by_default() -> None:
+    before = network(8)
+    after, report = rounded(before)
+    assert report.layers == ()
+    assert after is before
+
+
+def test_a_rounding_that_does_not_help_is_refused() -> None:
+    """Weights that lie on the grid already have no error to lower."""
+    before = network(4)
+    arrays = {}
+    for o in before.ops:
+        if o.kind == "constant" and o.result.type.quant is not None:
+            quant = o.result.type.quant
+            arrays[o.result.name] = quant.dequantize(quant.quantize(o.array))
+    exact = rewrite(
+        before,
+        lambda o: (
+            [constant(o.result.name, arrays[o.result.name], quant=o.result.type.quant)]
+            if o.result.name in arrays
+            else None
+        ),
+    )
+    after, report = rounded(exact, compensate=False)
+    assert not any(r.accepted for r in report.layers)
+    assert all(np.array_equal(a, constants(exact)[k]) for k, a in constants(after).items())
