@@ -134,7 +134,8 @@ class View:
     @property
     def contiguous(self) -> bool:
         """Whether the elements lie densely in logical (row-major) order."""
-        return self.strides == row_major(self.shape) or self.size == 1
+        dense = row_major(self.shape)
+        return all(s == d for s, d, n in zip(self.strides, dense, self.shape, strict=True) if n > 1)
 
     # Rank-4 names; meaningful where ``channels_last`` holds.
 

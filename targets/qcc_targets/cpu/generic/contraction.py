@@ -1,0 +1,202 @@
+"""Convolution and matrix products with constant weights, as one loop nest.
+
+Outer loops walk the output pixels; tiles of pixels times output channels accumulate in registers;
+reduction loops walk kernel rows, kernel columns and input channels. Weights are packed in the
+order in which they are read: [group][block of outputs][reduction][outputs of the block].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
+
+from qcc_targets.cpu.generic.epilogue import Epilogue, wide
+from qcc_targets.cpu.generic.nest import Index, Nest, loops, nest, overlays, powers_of_two, vector
+from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What is contracted with what; all strides in elements of the tensor they belong to.
+
+    ``pixels`` are the extents of the outer loops, and ``x``, ``r``, ``y`` the strides of the input,
+    the residual and the output over them. ``taps`` are the extents of the reduction loops, in the
+    order of the weights, and ``tap_strides`` those of the input. Per group, the input advances by
+    ``group_step`` and the output by ``outputs`` channels.
+    """
+
+    pixels: tuple[int, ...]
+    x: tuple[int, ...]
+    r: tuple[int, ...]
+    y: tuple[int, ...]
+    x_offset: int
+    taps: tuple[int, ...]
+    tap_strides: tuple[int, ...]
+    groups: int
+    group_step: int
+    outputs: int
+    r_channel: int
+    y_channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """``count`` blocks of ``outputs`` channels, from channel ``start`` of the group on."""
+
+    start: int
+    count: int
+    outputs: int
+    lanes: int
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Vectors of at most ``lanes`` channels, of powers of two, as (first channel, width)."""
+        whole = self.outputs - self.outputs % self.lanes
+        full = [(first, self.lanes) for first in range(0, whole, self.lanes)]
+        return full + [(whole + first, width) for first, width in powers_of_two(self.outputs - whole)]
+
+
+def blocking(isa: Isa, outputs: int, pixels: int) -> tuple[tuple[Block, ...], int]:
+    """The blocks of a group's output channels, and the pixels that share a tile's registers."""
+    lanes = isa.vector_bits // 32
+    registers = 16 if isa.vector_bits == 512 else 8
+    vectors = min(4 if isa.vector_bits == 512 else 2, -(-outputs // lanes))
+    size = vectors * lanes
+    blocks = [Block(0, outputs // size, size, lanes), Block(outputs - outputs % size, 1, outputs % size, lanes)]
+    most = min(registers // vectors, pixels)
+    exact = next(n for n in range(most, 0, -1) if pixels % n == 0)
+    columns = exact if exact * 2 > most else most
+    return tuple(b for b in blocks if b.count and b.outputs), columns
+
+
+def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label: str) -> Kernel:
+    """The kernel of a contraction; ``weights`` [groups * outputs, taps] less their zero point, as int64."""
+    plan = nest(geometry.pixels, [geometry.x, geometry.r, geometry.y])
+    blocks, columns = blocking(isa, geometry.outputs, plan.dims[-1])
+    residual = len(site.op.operands) > 4
+    arrays = [_panels(weights, geometry.groups, blocks), *_vectors(site, weights)]
+    blob, starts = pack(*arrays)
+    inplace = (1,) if residual and overlays(site.view(4), site.output) else ()
+
+    def body(pointers: Pointers) -> None:
+        x, y = site.view(0), site.output
+        constants = {
+            name: buffer(pointers.constants, array.dtype.name, offset=start)
+            for name, array, start in zip(("w", "start", "m", "c", "mr"), arrays, starts, strict=False)
+        }
+        tensors = {
+            "x": buffer(pointers.inputs[0], x.tvm_dtype, x.alignment),
+            "y": buffer(pointers.output, y.tvm_dtype, y.alignment),
+        }
+        if residual:
+            r = site.view(4)
+            tensors["r"] = buffer(pointers.inputs[1], r.tvm_dtype, r.alignment)
+        emitter = _Emitter(site, geometry, plan, columns, constants | tensors)
+        with T.serial(0, geometry.groups) as group:
+            for block in blocks:
+                emitter.block(group, block)
+
+    func = primitive(site.inputs, site.output, body, noalias=not inplace)
+    return Kernel(f"{label}.generic", func, blob, 0, inplace)
+
+
+def _panels(weights: NDArray[Any], groups: int, blocks: tuple[Block, ...]) -> NDArray[Any]:
+    """Weights in reading order, in the narrowest type that holds them."""
+    dtype = np.int8 if weights.min() >= -128 and weights.max() <= 127 else np.int16
+    panels = []
+    for rows in np.split(weights.astype(dtype), groups):
+        for block in blocks:
+            part = rows[block.start : block.start + block.count * block.outputs]
+            panels.append(part.reshape(block.count, block.outputs, -1).transpose(0, 2, 1).ravel())
+    return np.concatenate(panels)
+
+
+def _vectors(site: Site, weights: NDArray[Any]) -> list[NDArray[Any]]:
+    """One entry per output channel: the accumulators' start, m, c, and mr where there is a residual.
+
+    Accumulators start at -zp * Σw, which is exact modulo 2**32: padding holds the zero point, and
+    the true sum fits 32 bits.
+    """
+    start = -site.zero_point(0) * weights.sum(axis=1)
+    slots = (2, 3, 5) if len(site.op.operands) > 4 else (2, 3)
+    per_output = [np.broadcast_to(site.array(slot).reshape(-1), start.shape) for slot in slots]
+    return [start.astype(np.int32), *per_output]
+
+
+@dataclass(frozen=True, slots=True)
+class _Emitter:
+    site: Site
+    geometry: Geometry
+    plan: Nest
+    columns: int
+    buffers: dict[str, Any]
+
+    def block(self, group: Any, block: Block) -> None:
+        """All pixels of ``block.count`` blocks of channels: rows in full tiles, then one narrower tile."""
+        total = self.plan.dims[-1]
+        tiles, rest = divmod(total, self.columns)
+
+        def row(index: Index) -> None:
+            number, *outer = index
+            loops((tiles,), lambda t: self._tile(group, block, number, (*outer, t[0] * self.columns), self.columns))
+            if rest:
+                self._tile(group, block, number, (*outer, tiles * self.columns), rest)
+
+        loops((block.count, *self.plan.dims[:-1]), row)
+
+    def _tile(self, group: Any, block: Block, number: Any, index: Index, columns: int) -> None:
+        g, b = self.geometry, self.buffers
+        channel = group * g.outputs + (block.start + number * block.outputs)
+        acc = T.alloc_buffer((columns * block.outputs,), "int32", scope="local")
+        for p in range(columns):
+            for first, width in block.pieces:
+                vector(
+                    width, lambda i, p=p: T.buffer_store(acc, b["start"][channel + i], [p * block.outputs + i]), first
+                )
+        depth = prod(g.taps)
+        panel = (group * g.outputs + block.start) * depth + number * (block.outputs * depth)
+        x = self.plan.at(0, self.site.view(0).offset + g.x_offset, index) + group * g.group_step
+        loops(g.taps, lambda tap: self._multiply(acc, block, columns, x, panel, tap))
+        for p, first, width in tile:
+            vector(width, partial(self._finish, acc, block, channel, index, p), first)
+
+    def _multiply(self, acc: Any, block: Block, columns: int, x: Any, panel: Any, tap: Index) -> None:
+        """acc[p, n] += x[p] * w[n]; products of 8-bit codes fit 16 bits, which multiply faster."""
+        g, b = self.geometry, self.buffers
+        weight = panel + _linear(tap, g.taps) * block.outputs
+        x = x + sum(t * s for t, s in zip(tap, g.tap_strides, strict=True))
+        middle = "int16" if self.site.view(0).itemsize == 1 and b["w"].dtype == "int8" else "int32"
+        step = self.plan.strides[0][-1]
+
+        def product(p: int, i: Any) -> None:
+            value = T.cast(b["x"][x + p * step], middle) * T.cast(b["w"][weight + i], middle)
+            slot = p * block.outputs + i
+            T.buffer_store(acc, acc[slot] + T.cast(value, "int32"), [slot])
+
+        for first, width in block.pieces:
+            for p in range(columns):
+                vector(width, partial(product, p), first)
+
+    def _finish(self, acc: Any, block: Block, channel: Any, index: Index, p: int, i: Any) -> None:
+        g, b = self.geometry, self.buffers
+        place = (*index[:-1], index[-1] + p)
+        total = wide(acc[p * block.outputs + i]) * wide(b["m"][channel + i]) + b["c"][channel + i]
+        if "r" in b:
+            code = b["r"][self.plan.at(1, self.site.view(4).offset, place) + (channel + i) * g.r_channel]
+            total = total + wide(code) * wide(b["mr"][channel + i])
+        target = self.plan.at(2, self.site.output.offset, place) + (channel + i) * g.y_channel
+        T.buffer_store(b["y"], Epilogue.of(self.site.op)(total), [target])
+
+
+def _linear(index: Index, dims: tuple[int, ...]) -> Any:
+    total: Any = 0
+    for variable, dim in zip(index, dims, strict=True):
+        total = total * dim + variable
+    return total

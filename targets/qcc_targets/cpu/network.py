@@ -1,0 +1,153 @@
+"""A whole network as one function that calls its kernels in turn, with its constants in one blob.
+
+The library's plain C entry point, and its twin under TVM's calling convention (``run``):
+
+    void qcc_network(input 0, …, output 0, …, constants, arena)
+
+All arguments are pointers. Inputs and outputs hold dense arrays in logical order, aligned to their
+elements; ``constants`` is the blob, ``arena`` memory that no other call uses at the same time; both
+are 64-byte aligned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
+
+from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel
+from qcc_targets.cpu.lowering import Lowered, Space, Step
+from qcc_targets.cpu.memory import MemoryPlan, plan
+from qcc_targets.cpu.select import select
+
+NETWORK: Final = "qcc_network"
+ENTRY: Final = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """What one step became: its operation and result, the kernel's name, the function that it calls."""
+
+    op: str
+    result: str
+    kernel: str
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Everything that a library is compiled from, and what it needs at run time.
+
+    ``functions`` maps symbols to distinct kernels; ``network`` calls them; ``entry`` calls
+    ``network`` under TVM's calling convention.
+    """
+
+    functions: dict[str, tirx.PrimFunc]
+    network: tirx.PrimFunc
+    entry: tirx.PrimFunc
+    constants: bytes
+    arena: int
+    report: tuple[ReportRow, ...]
+
+
+def assemble(lowered: Lowered, isa: Isa) -> Network:
+    """Select kernels, plan memory, and write the functions. Raises TargetError."""
+    kernels = [select(step.site, isa) for step in lowered.steps]
+    memory = plan(lowered, kernels)
+    symbols = _Symbols()
+    names = [symbols.name(kernel.func) for kernel in kernels]
+    blob, starts = _blob([kernel.constants for kernel in kernels])
+    calls = [
+        _Call(name, step, start, scratch)
+        for name, step, start, scratch in zip(names, lowered.steps, starts, memory.scratch, strict=True)
+    ]
+    report = tuple(
+        ReportRow(step.site.op.kind, step.site.op.result.name, kernel.name, name)
+        for step, kernel, name in zip(lowered.steps, kernels, names, strict=True)
+    )
+    network = _network(lowered, memory, calls)
+    count = 2 + sum(s.space is not Space.ARENA for s in lowered.storages)
+    return Network(symbols.functions, network, _entry(count), blob, memory.size, report)
+
+
+class _Symbols:
+    """Names for functions; equal functions get one name."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, tirx.PrimFunc] = {}
+        self._by_hash: dict[int, list[str]] = {}
+
+    def name(self, func: tirx.PrimFunc) -> str:
+        known = self._by_hash.setdefault(tvm.ir.structural_hash(func), [])
+        for symbol in known:
+            if tvm.ir.structural_equal(self.functions[symbol], func):
+                return symbol
+        symbol = f"qcc_kernel_{len(self.functions)}"
+        self.functions[symbol] = func
+        known.append(symbol)
+        return symbol
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    symbol: str
+    step: Step
+    constants: int
+    scratch: int
+
+
+def _blob(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
+    """All constants, each aligned and equal ones once, with slack behind; and where each begins."""
+    blob = bytearray()
+    known: dict[bytes, int] = {}
+    starts = []
+    for part in parts:
+        if part not in known:
+            blob.extend(b"\0" * (-len(blob) % ALIGN))
+            known[part] = len(blob)
+            blob.extend(part)
+        starts.append(known[part])
+    return bytes(blob) + b"\0" * SLACK, starts
+
+
+def _network(lowered: Lowered, memory: MemoryPlan, calls: Sequence[_Call]) -> tirx.PrimFunc:
+    external = [(s.space, s.index) for s in lowered.storages if s.space is not Space.ARENA]
+    inputs = sorted(index for space, index in external if space is Space.INPUT)
+    outputs = sorted(index for space, index in external if space is Space.OUTPUT)
+    names = [*(f"input{i}" for i in inputs), *(f"output{i}" for i in outputs), "constants", "arena"]
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name(NETWORK)
+        T.func_attr({"tirx.noalias": False})
+        pointers = {name: T.arg(name, tirx.Var(name, PointerType(PrimType("uint8")))) for name in names}
+        bytes_of = {name: T.decl_buffer((1 << 40,), "uint8", data=p, layout=None) for name, p in pointers.items()}
+
+        def at(storage: int) -> Any:
+            offset, block = memory.storages[storage], lowered.storages[storage]
+            if offset is None:
+                return pointers[f"{block.space.value}{block.index}"]
+            return tirx.address_of(bytes_of["arena"][T.int64(offset)])
+
+        for call in calls:
+            arguments = [
+                *(at(storage) for storage in call.step.inputs),
+                tirx.address_of(bytes_of["constants"][T.int64(call.constants)]),
+                at(call.step.output),
+                tirx.address_of(bytes_of["arena"][T.int64(call.scratch)]),
+            ]
+            T.evaluate(tirx.call_extern("void", call.symbol, *arguments))
+    return ib.get()
+
+
+def _entry(count: int) -> tirx.PrimFunc:
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name(ENTRY)
+        arguments = [T.arg(f"p{i}", tirx.Var(f"p{i}", "handle")) for i in range(count)]
+        T.evaluate(tirx.call_extern("void", NETWORK, *arguments))
+    return ib.get()
