@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,14 @@ class GraphBuilder:
         yield, else to that of ``quant`` (stage INTEGER), else to that of the first operand.
         Raises VerifyError when operands or attributes do not fit.
         """
-        return self._append(infer(self.stage, kind, operands, self.fresh(name or kind), dtype, quant, **attrs))
+        return self._append(infer(self.stage, kind, operands, self.fresh(name or kind), attrs, dtype, quant))
 
-    def append(self, o: Op) -> None:
-        """Append an operation as it is; its result names must be free. Raises VerifyError."""
+    def append(self, o: Op) -> Value:
+        """Append an operation as it is and return its result, whose name must be free. Raises VerifyError."""
         for v in o.results:
             if v.name in self._by_name:
                 raise VerifyError(f"{o}: %{v.name} is defined twice")
-        self._append(o)
+        return self._append(o)
 
     def fresh(self, stem: str) -> str:
         """``stem`` if no value has that name yet, else a numbered variant of it."""
@@ -95,9 +95,9 @@ def infer(
     kind: str,
     operands: Sequence[Value],
     name: str,
+    attrs: Mapping[str, Attr],
     dtype: str | None = None,
     quant: Quant | None = None,
-    **attrs: Attr,
 ) -> Op:
     """An operation whose one result, called ``name``, has the inferred type. Raises VerifyError."""
     spec = OPSET.get(kind)
