@@ -64,3 +64,11 @@ class BiasCorrections:
 
     accepted: tuple[str, ...]
     refused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BitPlan:
+    """Bits of layers' weights (by result name) and of activations (by value name); others keep the defaults."""
+
+    weight_bits: Mapping[str, int]
+    activation_bits: Mapping[str, int]

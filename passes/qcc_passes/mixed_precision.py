@@ -18,20 +18,13 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc_passes.assignment import Assignment, Choice, Group, assign
 from qcc_passes.curvature import Head, head, run, softmax, weight_layers
+from qcc_passes.facts import BitPlan
 from qcc_passes.layers import Layer
 from qcc_passes.perturbation import Perturbations, whitened
 from qcc_passes.rounding import nearest, search_scale
 from qcc_passes.sensitivity import Sensitivity, output_spread
 
 Objective = Literal["pairwise", "separate", "curvature"]
-
-
-@dataclass(frozen=True, slots=True)
-class BitPlan:
-    """Bits of every layer's weights, and of the activations that differ from the default."""
-
-    weight_bits: Mapping[str, int]
-    activation_bits: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc_passes.facts import Ranges
+from qcc_passes.facts import BitPlan, Ranges
+from qcc_passes.layers import layers
 from qcc_passes.quantize_attach import attach, check_ops, free_concats
 from qcc_passes.quantize_grids import GridClass, grid_classes
 from qcc_passes.quantize_inputs import InputGrid, exact_grid
@@ -33,9 +34,10 @@ class Quantize(Pass):
 
     Activations are unsigned, with zero point 0 where nothing is negative; values that data movement
     couples share one grid. Weights are symmetric and signed, per output channel or per tensor.
-    Outputs of the graph that nothing else reads take a fine 32-bit grid (``wide_outputs``).
-    ``inputs`` names grids of graph inputs; others are taken over exactly where the calibration data
-    lie on an 8-bit grid (``exact_inputs``), or fitted.
+    A measured ``BitPlan`` overrides ``weight_bits`` and ``activation_bits`` where it names a value,
+    and ``end_bits`` the weights of the first and last layer. Outputs of the graph that nothing else
+    reads take a fine 32-bit grid (``wide_outputs``). ``inputs`` names grids of graph inputs; others
+    are taken over exactly where the calibration data lie on an 8-bit grid (``exact_inputs``), or fitted.
     """
 
     name: ClassVar[str] = "quantize"
@@ -45,6 +47,7 @@ class Quantize(Pass):
 
     weight_bits: int = Field(default=8, ge=2, le=8)
     activation_bits: int = Field(default=8, ge=2, le=8)
+    end_bits: int | None = Field(default=8, ge=2, le=8)
     weight_granularity: Granularity = "channel"
     weight_range: WeightRange = "max"
     inputs: dict[str, InputGrid] = Field(default_factory=dict)
@@ -63,7 +66,13 @@ class Quantize(Pass):
             given = [fixed[v.name] for v in members.values if v.name in fixed]
             grid = given[0] if given else self._fit(members, graph, origin, ctx)
             grids |= {v.name: grid for v in members.values}
-        return attach(graph, grids, self._weight_grid)
+        widths = self._weight_bits(graph, ctx)
+
+        def weight_grid(layer: str, weights: NDArray[Any]) -> Quant:
+            bits = widths.get(layer, self.weight_bits)
+            return weight_quant(weights, bits, self.weight_granularity, self.weight_range)
+
+        return attach(graph, grids, weight_grid)
 
     def _check_options(self, graph: Graph, ctx: PassContext) -> None:
         for what, bits, able in (
@@ -99,10 +108,22 @@ class Quantize(Pass):
         histogram = ranges.histogram(dict.fromkeys(origin.get(name, name) for name in seen))
         if members.wide and self.wide_outputs and not any(v in graph.inputs for v in members.values):
             return _wide(max(-histogram.low, histogram.high))
-        return ranges.observer.choose(histogram, self.activation_bits)
+        plan = ctx.facts.find(BitPlan)
+        planned = [plan.activation_bits[n] for n in measured if n in plan.activation_bits] if plan else []
+        return ranges.observer.choose(histogram, max(planned, default=self.activation_bits))
 
-    def _weight_grid(self, weights: NDArray[Any]) -> Quant:
-        return weight_quant(weights, self.weight_bits, self.weight_granularity, self.weight_range)
+    def _weight_bits(self, graph: Graph, ctx: PassContext) -> dict[str, int]:
+        """The layers whose weights do not have the default bits. Raises ConfigError for a foreign plan."""
+        names = [layer.name for layer in ctx.analyses(layers, graph)]
+        ends = {} if self.end_bits is None or not names else dict.fromkeys((names[0], names[-1]), self.end_bits)
+        plan = ctx.facts.find(BitPlan)
+        if plan is None:
+            return ends
+        if foreign := sorted(set(plan.weight_bits) - set(names)):
+            raise ConfigError(f"quantize: the bit plan names '{foreign[0]}', which is no layer of this graph")
+        if foreign_bits := sorted(set(plan.weight_bits.values()) - ctx.capabilities.weight_bits):
+            raise ConfigError(f"quantize: the bit plan has {foreign_bits[0]}-bit weights, the target has not")
+        return {**ends, **plan.weight_bits}
 
 
 def _wide(magnitude: float) -> Quant:

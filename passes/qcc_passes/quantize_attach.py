@@ -16,7 +16,8 @@ from qcc_passes.quantize_grids import MOVES
 
 WEIGHTED: Final = frozenset({"conv2d", "dense"})
 
-WeightGrid = Callable[[NDArray[Any]], Quant]
+WeightGrid = Callable[[str, NDArray[Any]], Quant]
+"""The grid of a layer's weights, from the layer's name (that of its result) and the weights."""
 
 
 def check_ops(graph: Graph) -> None:
@@ -115,13 +116,13 @@ class _Attacher:
         if o.kind in MOVES:
             return self._grids[o.result.name]
         if o.kind in WEIGHTED and slot == 1:
-            return self._weight_grid(self._arrays[name])
+            return self._weight_grid(o.result.name, self._arrays[name])
         if o.kind == "matmul" or (o.kind in WEIGHTED and slot == 3):
-            return self._tensor_grid(name)
+            return self._tensor_grid(o, name)
         return None
 
-    def _tensor_grid(self, name: str) -> Quant:
+    def _tensor_grid(self, o: Op, name: str) -> Quant:
         """One signed scale for a constant that takes the place of an activation."""
         weights = self._arrays[name]
-        per_channel = self._weight_grid(weights.reshape(1, -1))
+        per_channel = self._weight_grid(o.result.name, weights.reshape(1, -1))
         return replace(per_channel, axis=None)

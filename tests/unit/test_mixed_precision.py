@@ -13,7 +13,8 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.target import Capabilities
 from qcc_passes.curvature import head, weight_layers
-from qcc_passes.mixed_precision import BitPlan, Candidates, MixedPrecision, Scorer, round_plainly
+from qcc_passes.facts import BitPlan
+from qcc_passes.mixed_precision import Candidates, MixedPrecision, Scorer, round_plainly
 from qcc_passes.perturbation import MeasurePerturbations
 from qcc_passes.sensitivity import GaussNewtonTrace
 
