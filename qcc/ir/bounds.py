@@ -98,6 +98,12 @@ class Certificate:
         """Cells of a report: value, operation, accumulator bits, epilogue bits."""
         return self.result, self.op, str(self.accumulator.bits), str(self.total.bits)
 
+    def describe(self) -> dict[str, Any]:
+        """This certificate as plain data, for a JSON report."""
+        spans = {"accumulator": self.accumulator, "raw": self.raw, "total": self.total}
+        bounds = {name: {"low": i.low, "high": i.high, "bits": i.bits} for name, i in spans.items()}
+        return {"op": self.op, **bounds, "reach": self.reach}
+
     def __str__(self) -> str:
         bits = f"{self.accumulator.bits}-bit accumulator {self.accumulator}"
         return f"{self.op} %{self.result}: {bits}, {self.total.bits}-bit epilogue"
