@@ -112,7 +112,7 @@ def on(*kinds: str) -> Callable[[Callable[[Op, Scope], Answer]], Rule]:
 
 def infer(kind: str, operands: Sequence[Value], name: str, **attrs: Attr) -> Op:
     """An operation of stage FLOAT whose result, called ``name``, has the inferred type."""
-    return build.infer(Stage.FLOAT, kind, operands, name, None, None, **attrs)
+    return build.infer(Stage.FLOAT, kind, operands, name, attrs)
 
 
 def sweep(graph: Graph, rules: Iterable[Rule], log: logging.Logger) -> tuple[Graph, int]:
@@ -195,13 +195,15 @@ def _rename(o: Op, names: Mapping[str, str]) -> Op:
     return replace(o, operands=renamed(o.operands), results=renamed(o.results))
 
 
-MAX_SWEEPS: Final = 1000
+def fixpoint(graph: Graph, rules: Sequence[Rule], log: logging.Logger) -> Graph:
+    """Sweep until no rule matches.
 
-
-def fixpoint(graph: Graph, rules: Sequence[Rule], log: logging.Logger, limit: int = MAX_SWEEPS) -> Graph:
-    """Sweep until no rule matches. Raises PassError when rules still match after ``limit`` sweeps."""
+    A layout change may have to pass every operation, one per sweep; when rules still match after
+    twice as many sweeps, two of them undo each other, which is a PassError.
+    """
+    limit = 50 + 2 * len(graph.ops)
     for _ in range(limit):
         graph, rewrites = sweep(graph, rules, log)
         if not rewrites:
             return graph
-    raise PassError(f"rules still match after {limit} sweeps over '{graph.name}': two of them undo each other")
+    raise PassError(f"rules still match '{graph.name}' after {limit} sweeps: two of them undo each other")

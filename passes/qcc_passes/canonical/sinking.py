@@ -22,8 +22,8 @@ def sink_relayout(o: Op, scope: Scope) -> Answer:
     layouts = [(m, found) for m in made if m is not None and (found := relayout_of(m)) is not None]
     if not layouts:
         return None
-    if all(m.kind == "transpose" and scope.is_input(m.operands[0]) for m, _ in layouts):
-        return scope.keep(o, "a transpose of a graph input stays where it is")
+    if all(m.kind == "transpose" and _reaches_input(m.operands[0], scope) for m, _ in layouts):
+        return scope.keep(o, "a transpose that can rise to a graph input does not sink")
     layout = layouts[0][1]
     if o.kind in ELEMENTWISE and o.result.type.rank != len(layout.axes):
         return scope.keep(o, "it broadcasts the value whose layout changes")
@@ -66,12 +66,12 @@ def sink_reshape(o: Op, scope: Scope) -> Answer:
 def raise_to_input(o: Op, scope: Scope) -> Answer:
     """transpose(op(…(input))) → op(transpose(…(input))), so that constants of ``op`` may fold onward."""
     (x,) = o.operands
-    step = scope.sole_producer(x, *ELEMENTWISE, "pad", "slice")
-    if step is None or (source := _variable(step, scope)) is None or not _reaches_input(source, scope):
+    step = scope.producer(x, *ELEMENTWISE, "pad", "slice")
+    if step is None or not _reaches_input(x, scope) or (source := _variable(step, scope)) is None:
         return None
     perm = o.ints_attr("perm")
     back = transposed(inverse(perm))
-    attrs = moved_attrs(step, back) if source.type.rank == len(perm) else None
+    attrs = moved_attrs(step, back)
     if attrs is None:
         return scope.keep(o, f"{step} cannot work in another layout")
     first = infer("transpose", (source,), scope.fresh(source.name), perm=perm)
@@ -97,9 +97,11 @@ def _reaches_input(v: Value, scope: Scope) -> bool:
     for _ in range(len(scope.graph.ops) + 1):
         if scope.is_input(v):
             return True
-        made = scope.sole_producer(v, *ELEMENTWISE, "pad", "slice")
+        made = scope.sole_producer(v, *ELEMENTWISE, "pad", "slice", "transpose")
         source = None if made is None else _variable(made, scope)
-        if source is None:
+        if made is None or source is None or source.type.rank != v.type.rank:
+            return False
+        if made.kind == "pad" and len(made.floats_attr("values")) > 1:
             return False
         v = source
     return False
