@@ -67,6 +67,11 @@ class DataConfig(Normalization):
     def _shorthand(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, (str, Path)) else value
 
+    def limited(self, samples: int | None) -> DataConfig:
+        """This, with no more than ``samples`` of it."""
+        given = [n for n in (self.samples, samples) if n is not None]
+        return self.model_copy(update={"samples": min(given, default=None)})
+
 
 class TargetConfig(Strict):
     """A target plug-in and its options."""
@@ -110,6 +115,16 @@ class PassConfig(Strict):
         return value
 
 
+def _listed(value: Any) -> Any:
+    """A pipeline spelled in one line, as a list of passes; a lone word names a ready-made pipeline."""
+    if not isinstance(value, str) or not set(value) & set(",{"):
+        return value
+    try:
+        return [{"name": s.name, "options": dict(s.options)} for s in parse_pipeline(value)]
+    except ConfigError as e:
+        raise ValueError(str(e)) from e
+
+
 class CompileConfig(Strict):
     """Everything that ``qcc compile`` is told."""
 
@@ -124,8 +139,8 @@ class CompileConfig(Strict):
     batch: int | None = Field(default=None, ge=1)
     """Fixes the batch; None leaves it open."""
     calibration: CalibrationConfig = CalibrationConfig()
-    pipeline: str | tuple[PassConfig, ...] = "default"
-    """The name of a ready-made pipeline, or all passes in order."""
+    pipeline: Annotated[str | tuple[PassConfig, ...], BeforeValidator(_listed)] = "default"
+    """The name of a ready-made pipeline, or all passes in order, as a list or as ``a, b{option=value}``."""
     passes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of passes of the pipeline, by pass name; they win over the pipeline's own."""
     seed: int = Field(default=0, ge=0)
@@ -143,8 +158,8 @@ class CompileConfig(Strict):
         return str(yaml.safe_dump(fields, sort_keys=False))
 
 
-def read_config(path: Path, overrides: Mapping[str, Any]) -> CompileConfig:
-    """The configuration in the YAML or JSON file ``path``, with top-level ``overrides`` (mappings merge).
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of the YAML or JSON file ``path``, shorthands written out, not yet validated.
 
     Relative paths in the file start at its folder. Raises ConfigError.
     """
@@ -154,11 +169,11 @@ def read_config(path: Path, overrides: Mapping[str, Any]) -> CompileConfig:
         raise ConfigError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
     try:
         raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ConfigError(f"{path}: {' '.join(str(e).split())}") from e
-    if not isinstance(raw, dict):
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise ConfigError(f"{path}: expected a mapping of fields, such as 'model: net.onnx'")
-    return make_config(merge(_anchored(raw, path.parent), overrides), str(path))
+    return _anchored(raw, path.parent)
 
 
 def make_config(fields: Mapping[str, Any], where: str = "configuration") -> CompileConfig:

@@ -67,6 +67,11 @@ class TensorSpec(Strict):
         return bool(self.shape) and self.shape[0] is None
 
     @property
+    def takes_bytes(self) -> bool:
+        """Whether the codes are the plain numbers 0 … 255."""
+        return self.dtype == "uint8" and self.quant is not None and self.quant.scale == 1 and not self.quant.zero_point
+
+    @property
     def qmin(self) -> int:
         """The lowest code."""
         info = np.iinfo(self.dtype)

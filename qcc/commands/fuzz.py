@@ -1,0 +1,5 @@
+"""``qcc fuzz``."""
+
+
+def fuzz_command() -> None:
+    """Compare."""

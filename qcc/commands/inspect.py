@@ -1,0 +1,101 @@
+"""``qcc inspect``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qcc.commands.console import out, print_json, print_table, size
+from qcc.commands.graphs import is_artifact, read_graph_of
+from qcc.commands.options import JsonFlag
+
+if TYPE_CHECKING:
+    from qcc.artifact.store import Artifact
+    from qcc.ir.graph import Graph
+
+
+def inspect_command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="An artifact, an ONNX model, or graph text.")],
+    graph: Annotated[bool, typer.Option("--graph", "-g", help="Print the graph's text and nothing else.")] = False,
+    bounds: Annotated[bool, typer.Option("--bounds", help="List the overflow certificate of every operation.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what an artifact or a model holds.
+
+    qcc inspect model.qcc
+
+    qcc inspect model.qcc --graph
+
+    qcc inspect model.onnx
+    """
+    from qcc.ir.text import render
+
+    found = read_graph_of(source)
+    if graph:
+        typer.echo(render(found), nl=False)
+        return
+    artifact = None
+    if is_artifact(Path(source)):
+        from qcc.artifact.store import read_artifact
+
+        artifact = read_artifact(Path(source))
+    summary = _summary(found, artifact)
+    if as_json:
+        print_json(summary)
+        return
+    _print(summary, artifact)
+    if bounds:
+        _print_bounds(found)
+
+
+def _summary(graph: Graph, artifact: Artifact | None) -> dict[str, Any]:
+    kinds = Counter(o.kind for o in graph.ops if o.kind != "constant")
+    weights = sum(o.array.nbytes for o in graph.ops if o.kind == "constant")
+    return {
+        "name": graph.name,
+        "stage": str(graph.stage),
+        "inputs": {v.name: str(v.type) for v in graph.inputs},
+        "outputs": {v.name: str(v.type) for v in graph.outputs},
+        "operations": dict(sorted(kinds.items())),
+        "constant_bytes": weights,
+        "manifest": artifact.manifest.model_dump(mode="json") if artifact else None,
+        "report": json.loads(artifact.read("report.json")) if artifact and "report.json" in artifact.files else None,
+    }
+
+
+def _print(summary: dict[str, Any], artifact: Artifact | None) -> None:
+    console = out()
+    console.print(
+        f"{summary['name']}  stage {summary['stage']}, constants {size(summary['constant_bytes'])}", markup=False
+    )
+    for side in ("inputs", "outputs"):
+        for name, type_ in summary[side].items():
+            console.print(f"{side[:-1]:<7} {name}: {type_}", markup=False)
+    console.print()
+    print_table("", ("operation", "count"), summary["operations"].items(), numbers=1)
+    if artifact is None:
+        return
+    manifest = artifact.manifest
+    console.print()
+    console.print(f"qcc      {manifest.qcc_version}, schema {manifest.schema_version}", markup=False)
+    console.print(f"model    {manifest.model}, sha256 {manifest.source_sha256[:16]}…", markup=False)
+    console.print(f"target   {manifest.target.name} {json.dumps(manifest.target.options)}", markup=False)
+    console.print(f"pipeline {', '.join(manifest.pipeline)}", markup=False)
+    console.print(f"rounding {manifest.rounding}\n", markup=False)
+    rows = [(name, info.sha256[:16] + "…", size(info.size)) for name, info in manifest.files.items()]
+    print_table("", ("file", "sha256", "size"), rows, numbers=2)
+
+
+def _print_bounds(graph: Graph) -> None:
+    from qcc.ir.bounds import certificates
+    from qcc.ir.graph import Stage
+
+    if graph.stage is not Stage.INTEGER:
+        return
+    out().print()
+    rows = [c.row() for c in certificates(graph).values()]
+    print_table("", ("value", "operation", "accumulator bits", "epilogue bits"), rows, numbers=2)

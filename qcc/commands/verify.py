@@ -1,0 +1,5 @@
+"""``qcc verify``."""
+
+
+def verify_command() -> None:
+    """Compare."""
