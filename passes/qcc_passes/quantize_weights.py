@@ -32,9 +32,10 @@ def weight_quant(weights: NDArray[Any], bits: int, granularity: Granularity, sea
     top = np.abs(groups).max(axis=1)
     used = top > 0
     step = np.ones(len(groups))
-    step[used] = _steps(groups[used], top[used], qmax, search)
-    # A channel of zeros takes its step from the others: it must not stretch the range of multipliers.
-    step[~used] = np.median(step[used]) if used.any() else 1.0
+    if used.any():
+        step[used] = _steps(groups[used], top[used], qmax, search)
+        # A channel of zeros takes its step from the others: it must not stretch the range of multipliers.
+        step[~used] = np.median(step[used])
     return Quant(bits, True, tuple(map(Dyadic.of, step)), axis=0 if granularity == "channel" else None)
 
 
