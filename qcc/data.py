@@ -61,7 +61,8 @@ def as_calibration(data: Dataset, graph: Graph) -> CalibrationData:
     types = {v.name: v.type.numpy for v in graph.inputs}
     raw = CalibrationData(data.arrays, data.labels)
     raw.check(graph)
-    arrays = {name: np.ascontiguousarray(a, types[name]) for name, a in data.arrays.items()}
+    with np.errstate(over="ignore"):  # what overflows float32 is found by the second check
+        arrays = {name: np.ascontiguousarray(a, types[name]) for name, a in data.arrays.items()}
     typed = CalibrationData(arrays, data.labels, _digest(arrays))
     typed.check(graph)
     return typed
@@ -93,7 +94,10 @@ def _from_npz(path: Path) -> Dataset:
     if not path.is_file():
         raise ConfigError(f"data {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one nameless array; save it with numpy.savez")
             return _from_mapping({name: archive[name] for name in archive.files}, str(path))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as e:
         raise ConfigError(f"data {path} cannot be read: {str(e) or type(e).__name__}") from e
@@ -201,10 +205,12 @@ def _normalized(image: NDArray[np.uint8], config: DataConfig) -> NDArray[np.floa
 
 def image_layout(name: str, shape: tuple[int, ...]) -> Layout:
     """The layout that an image input's ``shape`` suggests. Raises ConfigError where it is no image."""
-    if len(shape) == 4 and shape[1] in _MODES:
-        return "NCHW"
-    if len(shape) == 4 and shape[3] in _MODES:
-        return "NHWC"
+    if len(shape) == 4:
+        for channels in ((1, 3), (4,)):
+            if shape[1] in channels:
+                return "NCHW"
+            if shape[3] in channels:
+                return "NHWC"
     raise ConfigError(f"input '{name}' of shape {list(shape)} takes no images: it has no axis of 1, 3 or 4 channels")
 
 
