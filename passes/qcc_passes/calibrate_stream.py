@@ -47,7 +47,7 @@ def observe(graph: Graph, data: CalibrationData, images: int, progress: Progress
     model = OrtModel(export_onnx(probed.graph))
     collector = _Collector(probed)
     size = batch_size(graph)
-    if images < size:
+    if _fixed(graph) and images < size:
         raise PassError(f"the model takes {size} samples at once, but only {images} are there to calibrate on")
     whole = images - images % size if _fixed(graph) else images
     for batch in data.batches(size, whole):
