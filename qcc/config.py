@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from qcc.errors import ConfigError
 from qcc.passmgr.spelling import parse_pipeline
 from qcc.validation import Strict, explain
+
+M = TypeVar("M", bound=BaseModel)
 
 Layout = Literal["NCHW", "NHWC"]
 Channels = Annotated[
@@ -178,8 +180,17 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def make_config(fields: Mapping[str, Any], where: str = "configuration") -> CompileConfig:
     """A validated configuration. Raises ConfigError naming ``where`` and every bad field."""
+    return _validated(CompileConfig, fields, where)
+
+
+def make_data_config(fields: Mapping[str, Any]) -> DataConfig:
+    """Where data come from, validated. Raises ConfigError."""
+    return _validated(DataConfig, fields, "data")
+
+
+def _validated(kind: type[M], fields: Mapping[str, Any], where: str) -> M:
     try:
-        return CompileConfig.model_validate(dict(fields))
+        return kind.model_validate(dict(fields))
     except ValidationError as e:
         raise ConfigError(f"{where}: {explain(e)}") from e
 

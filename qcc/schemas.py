@@ -9,11 +9,13 @@ from pydantic import TypeAdapter
 from qcc.artifact.manifest import Manifest
 from qcc.config import CompileConfig
 from qcc.passmgr.target import Capabilities
+from qcc.verify.report import VerifyReport
 
 MODELS: Final[Mapping[str, type]] = {
     "capabilities": Capabilities,
     "config": CompileConfig,
     "manifest": Manifest,
+    "verify-report": VerifyReport,
 }
 
 

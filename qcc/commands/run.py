@@ -71,11 +71,11 @@ def run_command(
 
 def artifact_data(session: Session, fields: Mapping[str, Any]) -> Dataset:
     """Data for the inputs of an artifact; images stay bytes where it takes bytes. Raises ConfigError."""
-    from qcc.config import DataConfig
+    from qcc.config import make_data_config
     from qcc.data import load_data
 
     shapes = {s.name: tuple(-1 if d is None else d for d in s.shape) for s in session.inputs}
-    return load_data(DataConfig.model_validate(fields), shapes, raw_bytes=all(s.takes_bytes for s in session.inputs))
+    return load_data(make_data_config(fields), shapes, raw_bytes=all(s.takes_bytes for s in session.inputs))
 
 
 def run_batches(
