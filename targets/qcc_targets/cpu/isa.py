@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from qcc.errors import ConfigError
+from qcc.runtime.cpu import processor_flags
 
 _TRIPLE: Final = "x86_64-unknown-linux-gnu"
 
@@ -18,7 +17,7 @@ class Isa:
     """One level of instruction set.
 
     ``features`` are what kernel templates ask about (``avx2``, ``avxvnni``, ``avx512``, ``vnni``,
-    ``vbmi``, ``amx``; a level lists all that it has), ``flags`` the names under which Linux lists
+    ``vbmi``, ``ifma``, ``amx``; a level lists all that it has), ``flags`` the names under which Linux lists
     the processor features that the level needs, ``mcpu`` and ``mattr`` LLVM's.
     """
 
@@ -48,7 +47,7 @@ def _level(name: str, bits: int, mcpu: str, features: str, flags: str, mattr: tu
 _AVX2 = "avx2 fma bmi1 bmi2 f16c movbe"
 _AVX512 = f"{_AVX2} avx512f avx512bw avx512dq avx512vl avx512cd"
 _VNNI = f"{_AVX512} avx512_vnni"
-_VBMI = f"{_VNNI} avx512vbmi avx512_vbmi2 avx512_bitalg avx512_vpopcntdq gfni vaes vpclmulqdq"
+_VBMI = f"{_VNNI} avx512ifma avx512vbmi avx512_vbmi2 avx512_bitalg avx512_vpopcntdq gfni vaes vpclmulqdq"
 _AMX = f"{_VBMI} amx_tile amx_int8 avx_vnni"
 _WIDE = ("-prefer-256-bit",)
 
@@ -60,8 +59,8 @@ LEVELS: Final[Mapping[str, Isa]] = {
         _level("avxvnni", 256, "alderlake", "avx2 avxvnni", f"{_AVX2} avx_vnni"),
         _level("avx512", 512, "skylake-avx512", "avx2 avx512", _AVX512, _WIDE),
         _level("avx512vnni", 512, "cascadelake", "avx2 avx512 vnni", _VNNI, _WIDE),
-        _level("avx512vbmi", 512, "icelake-server", "avx2 avx512 vnni vbmi", _VBMI, _WIDE),
-        _level("amx", 512, "sapphirerapids", "avx2 avx512 vnni vbmi avxvnni amx", _AMX, _WIDE),
+        _level("avx512vbmi", 512, "icelake-server", "avx2 avx512 vnni vbmi ifma", _VBMI, _WIDE),
+        _level("amx", 512, "sapphirerapids", "avx2 avx512 vnni vbmi ifma avxvnni amx", _AMX, _WIDE),
     )
 }
 """Every level, from the plainest to the richest."""
@@ -97,20 +96,9 @@ _CPUS: Final[Mapping[str, str]] = {
 """The level of each LLVM processor name that ``mcpu`` accepts."""
 
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The processor features that Linux lists for the first processor; empty where it cannot say."""
-    if platform.machine() != "x86_64" or not cpuinfo.exists():
-        return frozenset()
-    for line in cpuinfo.read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            return frozenset(value.split())
-    return frozenset()
-
-
 def available(flags: frozenset[str] | None = None) -> tuple[Isa, ...]:
     """The levels that a processor with ``flags`` (default: this one) runs, plainest first."""
-    have = cpu_flags() if flags is None else flags
+    have = processor_flags() if flags is None else flags
     return tuple(level for level in LEVELS.values() if level.flags <= have)
 
 

@@ -110,8 +110,8 @@ class _Lowering:
             self.arrays[o.result.name] = o.array
         elif all(v.name in self.arrays for v in o.operands):
             self.arrays[o.result.name] = evaluate_op(o, [self.arrays[v.name] for v in o.operands])
-        elif o.kind in _MOVES:
-            _MOVES[o.kind](self, o)
+        elif o.kind in MOVES:
+            MOVES[o.kind](self, o)
         else:
             self._compute(o)
 
@@ -330,7 +330,7 @@ def _dilate(low: _Lowering, o: Op) -> None:
     low.copy(o.operands[0], source, replace(target, view=grid))
 
 
-_MOVES: Final[Mapping[str, Callable[[_Lowering, Op], None]]] = {
+MOVES: Final[Mapping[str, Callable[[_Lowering, Op], None]]] = {
     "transpose": _transpose,
     "slice": _slice,
     "reshape": _reshape,

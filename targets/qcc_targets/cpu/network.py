@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.isa import Isa
-from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel
+from qcc_targets.cpu.kernel import ALIGN, SLACK
 from qcc_targets.cpu.lowering import Lowered, Space, Step
 from qcc_targets.cpu.memory import MemoryPlan, plan
 from qcc_targets.cpu.select import select
@@ -85,9 +85,9 @@ class _Symbols:
         self._by_hash: dict[int, list[str]] = {}
 
     def name(self, func: tirx.PrimFunc) -> str:
-        known = self._by_hash.setdefault(tvm.ir.structural_hash(func), [])
+        known = self._by_hash.setdefault(tvm_ffi.structural_hash(func), [])
         for symbol in known:
-            if tvm.ir.structural_equal(self.functions[symbol], func):
+            if tvm_ffi.structural_equal(self.functions[symbol], func):
                 return symbol
         symbol = f"qcc_kernel_{len(self.functions)}"
         self.functions[symbol] = func

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, Nest, loops, nest, overlays, powers_of_two, vector
+from qcc_targets.cpu.generic.nest import Index, Nest, local, loops, nest, overlays, powers_of_two, vector
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -154,12 +154,14 @@ class _Emitter:
     def _tile(self, group: Any, block: Block, number: Any, index: Index, columns: int) -> None:
         g, b = self.geometry, self.buffers
         channel = group * g.outputs + (block.start + number * block.outputs)
-        acc = T.alloc_buffer((columns * block.outputs,), "int32", scope="local")
-        for p in range(columns):
-            for first, width in block.pieces:
-                vector(
-                    width, lambda i, p=p: T.buffer_store(acc, b["start"][channel + i], [p * block.outputs + i]), first
-                )
+        acc = local(columns * block.outputs, "int32")
+        tile = [(p, first, width) for p in range(columns) for first, width in block.pieces]
+
+        def start(p: int, i: Any) -> None:
+            T.buffer_store(acc, b["start"][channel + i], [p * block.outputs + i])
+
+        for p, first, width in tile:
+            vector(width, partial(start, p), first)
         depth = prod(g.taps)
         panel = (group * g.outputs + block.start) * depth + number * (block.outputs * depth)
         x = self.plan.at(0, self.site.view(0).offset + g.x_offset, index) + group * g.group_step

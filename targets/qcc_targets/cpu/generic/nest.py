@@ -105,6 +105,14 @@ def vector(width: int, body: Callable[[Any], None], first: Any = 0) -> None:
             body(first + lane)
 
 
+def local(size: int, dtype: str) -> Any:
+    """Accumulators on the stack, which LLVM moves to registers where their indices are constant.
+
+    TVM's scope ``local`` would go through its workspace allocator instead.
+    """
+    return T.alloc_buffer((size,), dtype, scope="global")
+
+
 def lanes_for(isa: Isa) -> int:
     """Elements that elementwise loops take at once: two registers of 32-bit lanes."""
     return isa.vector_bits // 16

@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic.conv import window_start
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, in_blocks, laid_out, loops, vector
+from qcc_targets.cpu.generic.nest import Index, in_blocks, laid_out, local, loops, vector
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -52,7 +52,7 @@ def _windows(
             corner = x.index(n, 0, i * sh, j * sw) + window_start(site)
 
             def block(first: Any, width: int) -> None:
-                acc = T.alloc_buffer((width,), dtype, scope="local")
+                acc = local(width, dtype)
 
                 def read(i: Any, tap: Index) -> Any:
                     return T.cast(

@@ -15,6 +15,7 @@ from qcc_targets.cpu.generic.nest import (
     in_lanes,
     laid_out,
     lanes_for,
+    local,
     loops,
     nest,
     vector,
@@ -52,7 +53,7 @@ def matmul(site: Site, isa: Isa) -> Kernel:
 
         def row(index: Index) -> None:
             def block(first: Any, width: int) -> None:
-                acc = T.alloc_buffer((width,), dtype, scope="local")
+                acc = local(width, dtype)
                 vector(width, lambda i: T.buffer_store(acc, T.cast(0, dtype), [i]))
                 from_a = a.offset + _dot((*index, 0), strides_a)
                 from_b = b.offset + _dot((*index, first), strides_b)

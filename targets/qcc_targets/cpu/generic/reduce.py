@@ -10,7 +10,7 @@ import numpy as np
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, Nest, in_blocks, laid_out, loops, nest, vector
+from qcc_targets.cpu.generic.nest import Index, Nest, in_blocks, laid_out, local, loops, nest, vector
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -71,7 +71,7 @@ def reduce_sum(site: Site, isa: Isa) -> Kernel:
         )
 
         def block(place: Index, width: int, at: Callable[[Any, Index], Any]) -> None:
-            acc = T.alloc_buffer((width,), dtype, scope="local")
+            acc = local(width, dtype)
             bias = T.cast(-count * site.zero_point(0), dtype)
             vector(width, lambda i: T.buffer_store(acc, bias, [i]))
 
@@ -102,7 +102,7 @@ def reduce_max(site: Site, isa: Isa) -> Kernel:
         target = buffer(pointers.output, y.tvm_dtype, y.alignment)
 
         def block(place: Index, width: int, at: Callable[[Any, Index], Any]) -> None:
-            best = T.alloc_buffer((width,), x.tvm_dtype, scope="local")
+            best = local(width, x.tvm_dtype)
             vector(width, lambda i: T.buffer_store(best, T.cast(lowest, x.tvm_dtype), [i]))
             loops(
                 plan.inner.dims,
@@ -132,8 +132,8 @@ def argmax(site: Site, isa: Isa) -> Kernel:
         target = buffer(pointers.output, y.tvm_dtype, y.alignment)
 
         def block(place: Index, width: int, at: Callable[[Any, Index], Any]) -> None:
-            best = T.alloc_buffer((width,), x.tvm_dtype, scope="local")
-            where = T.alloc_buffer((width,), "int32", scope="local")
+            best = local(width, x.tvm_dtype)
+            where = local(width, "int32")
 
             def start(i: Any) -> None:
                 T.buffer_store(best, source[at(i, (0,))], [i])
@@ -179,8 +179,8 @@ def softmax(site: Site, isa: Isa) -> Kernel:
 
         def row(index: Index) -> None:
             base, to = outer.at(0, x.offset, index), outer.at(1, y.offset, index)
-            best = T.alloc_buffer((1,), "int32", scope="local")
-            total = T.alloc_buffer((1,), "int64", scope="local")
+            best = local(1, "int32")
+            total = local(1, "int64")
 
             def code(i: Any) -> Any:
                 return T.cast(source[base + i * step], "int32")
@@ -208,8 +208,8 @@ def softmax(site: Site, isa: Isa) -> Kernel:
 
 def _reciprocal(divisor: Any) -> Any:
     """2**40 // divisor by restoring division, one quotient bit a step: a buffer of one int64."""
-    rest = T.alloc_buffer((1,), "int64", scope="local")
-    quotient = T.alloc_buffer((1,), "int64", scope="local")
+    rest = local(1, "int64")
+    quotient = local(1, "int64")
     T.buffer_store(rest, T.int64(0), [0])
     T.buffer_store(quotient, T.int64(0), [0])
     with T.serial(0, _NUMERATOR_BITS + 1) as bit:

@@ -1,0 +1,128 @@
+"""Runs networks that TVM compiled for the CPU. Needs numpy and TVM's small runtime, not its compiler."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tvm_ffi
+from numpy.typing import NDArray
+
+from qcc.artifact.manifest import Manifest
+from qcc.errors import ArtifactError
+from qcc.runtime.backend import ALIGNMENT
+from qcc.runtime.cpu import processor_flags, request_amx
+from qcc.runtime.program import CONSTANTS, LIBRARY, PROGRAM, Argument, Program
+
+FOLDER: Final = "device"
+
+
+class TvmBackend:
+    """The backend ``tvm``: one call per ``batch`` samples, each in an arena of its own.
+
+    The constants stay in their file, mapped; arenas are reused. With several threads, the samples
+    of a batch are spread over them.
+    """
+
+    def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int) -> None:
+        paths = {name: _file(files, name) for name in (PROGRAM, LIBRARY, CONSTANTS)}
+        self.network = Network(
+            Program.from_bytes(paths[PROGRAM].read_bytes()), paths[LIBRARY], np.memmap(paths[CONSTANTS], mode="r")
+        )
+        self._pool = ThreadPoolExecutor(threads, "qcc") if threads > 1 else None
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
+        """Codes of every output from codes of every input."""
+        program = self.network.program
+        outputs = {a.name: np.empty((batch, *a.shape[1:]) if a.batched else a.shape, a.dtype) for a in program.outputs}
+        starts = range(0, batch, program.batch)
+        if self._pool is None or len(starts) == 1:
+            for start in starts:
+                self.network.call(inputs, outputs, start, batch)
+        else:
+            list(self._pool.map(lambda start: self.network.call(inputs, outputs, start, batch), starts))
+        return outputs
+
+
+class Network:
+    """A loaded library with its constants; may be called from several threads."""
+
+    def __init__(self, program: Program, library: Path, constants: NDArray[np.uint8]) -> None:
+        if missing := sorted(set(program.flags) - processor_flags()):
+            raise ArtifactError(
+                f"compiled for {program.isa}, but this processor lacks {', '.join(missing)}; compile for another one"
+            )
+        if any(flag.startswith("amx") for flag in program.flags):
+            request_amx()
+        self.program = program
+        self._constants = constants if constants.ctypes.data % ALIGNMENT == 0 else aligned(constants)
+        self._constants_pointer = ctypes.c_void_p(self._constants.ctypes.data)
+        try:
+            self._library = tvm_ffi.load_module(str(library))
+            self._function = self._library[program.entry]
+        except (RuntimeError, AttributeError, KeyError) as e:
+            raise ArtifactError(f"{library.name} does not load: {e}") from e
+        self._arenas: deque[tuple[NDArray[np.uint8], ctypes.c_void_p]] = deque()
+
+    def call(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, batch: int
+    ) -> None:
+        """Compute the samples from ``start`` on, as many as one call takes; a short rest is computed with padding.
+
+        Arrays are C-contiguous, of the program's element types and shapes, with ``batch`` samples.
+        """
+        count = min(self.program.batch, batch - start)
+        if count < self.program.batch and any(a.batched for a in (*self.program.inputs, *self.program.outputs)):
+            self._padded(inputs, outputs, start, count)
+            return
+        ins = [_pointer(inputs[a.name], a, start) for a in self.program.inputs]
+        outs = [_pointer(outputs[a.name], a, start) for a in self.program.outputs]
+        self._call(ins, outs)
+
+    def _padded(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, count: int
+    ) -> None:
+        full = {a.name: inputs[a.name] for a in self.program.inputs}
+        for a in self.program.inputs:
+            if a.batched:
+                full[a.name] = np.zeros(a.shape, a.dtype)
+                full[a.name][:count] = inputs[a.name][start:]
+        results = {a.name: np.empty(a.shape, a.dtype) for a in self.program.outputs}
+        self.call(full, results, 0, self.program.batch)
+        for a in self.program.outputs:
+            outputs[a.name][start if a.batched else 0 :] = results[a.name][: count if a.batched else None]
+
+    def _call(self, ins: Sequence[ctypes.c_void_p], outs: Sequence[ctypes.c_void_p]) -> None:
+        try:
+            arena = self._arenas.pop()
+        except IndexError:
+            memory = aligned(np.empty(self.program.arena, np.uint8))
+            arena = (memory, ctypes.c_void_p(memory.ctypes.data))
+        self._function(*ins, *outs, self._constants_pointer, arena[1])
+        self._arenas.append(arena)
+
+
+def _pointer(array: NDArray[Any], argument: Argument, start: int) -> ctypes.c_void_p:
+    offset = start * array.strides[0] if argument.batched else 0
+    return ctypes.c_void_p(array.__array_interface__["data"][0] + offset)
+
+
+def aligned(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy of a flat array that starts at a multiple of ``ALIGNMENT`` bytes."""
+    room = np.empty(array.size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + array.size]
+    copy[...] = array
+    return copy
+
+
+def _file(files: Mapping[str, Path], name: str) -> Path:
+    path = files.get(f"{FOLDER}/{name}")
+    if path is None:
+        raise ArtifactError(f"the artifact holds no {FOLDER}/{name}")
+    return path

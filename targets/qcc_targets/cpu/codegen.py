@@ -1,0 +1,64 @@
+"""TensorIR modules to object files, in this process; ``compile_worker`` runs it in a child."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx.build import tir_to_runtime
+
+from qcc.errors import TargetError
+
+_PASSES = tirx.transform
+
+_FLOAT: Final = re.compile(r"\b(half|bfloat|float|double|fp128|x86_fp80)\b")
+_RUNTIME_HELPERS: Final = ("@__truncsfhf2", "@__extendhfsf2", "@llvm.fabs.")
+"""What TVM puts into every module, unused: conversions of half precision, which the linker drops."""
+
+
+def _lowering(packed: bool) -> list[Any]:
+    """Without the packed interface a function keeps the C calling convention of its parameters."""
+    interface = [_PASSES.AnnotateEntryFunc(), _PASSES.MakePackedAPI()] if packed else []
+    return [
+        s_tir.transform.StmtSimplify(),
+        _PASSES.FlattenBuffer(),
+        _PASSES.NarrowDataType(32),
+        _PASSES.VectorizeLoop(True),
+        _PASSES.StorageRewrite(),
+        _PASSES.UnrollLoop(),
+        _PASSES.StmtSimplify(),
+        _PASSES.RemoveNoOp(),
+        _PASSES.CommonSubexprElim(),
+        *interface,
+        _PASSES.LowerTVMBuiltin(),
+        _PASSES.LowerIntrin(),
+    ]
+
+
+def compile_object(module: tvm.IRModule, target: dict[str, Any], packed: bool, path: Path) -> None:
+    """Write the object file of ``module`` for ``target``. Raises TargetError when it computes with floats."""
+    device = tvm.target.Target(target)
+    lowered = _PASSES.BindTarget(device.with_host(device))(module)
+    lowered = tvm.ir.transform.Sequential(_lowering(packed))(lowered)
+    built = tir_to_runtime(lowered, {}, device)
+    if found := float_values(built.inspect_source("ll")):
+        raise TargetError(f"a kernel computes with floating point: {found[0]}")
+    built.write_to_file(str(path))
+
+
+def float_values(llvm: str) -> list[str]:
+    """The lines of LLVM assembly text that name a floating-point type, TVM's unused helpers apart."""
+    found = []
+    inside_helper = False
+    for line in llvm.splitlines():
+        if line.startswith(("define ", "declare ")):
+            inside_helper = any(name in line for name in _RUNTIME_HELPERS)
+        text = line.split(";", 1)[0]
+        if not inside_helper and not text.lstrip().startswith(("!", "#", "@", "attributes")) and _FLOAT.search(text):
+            found.append(line.strip())
+        if line.startswith("}"):
+            inside_helper = False
+    return found
