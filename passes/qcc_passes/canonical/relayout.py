@@ -65,11 +65,12 @@ def inverse(perm: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(perm)), key=perm.__getitem__))
 
 
-def bring(v: Value, layout: Relayout, scope: Scope) -> Brought | None:
+def bring(v: Value, layout: Relayout, scope: Scope, *, reuse: bool = False) -> Brought | None:
     """``v``, which is in the new layout, in the old one, where that costs nothing at run time.
 
-    Constants are laid out now; a value that the same relayout made is taken from before it; and
-    where only dimensions of size 1 pass others, or a transpose back exists already, that is reused.
+    Constants are laid out now; a value that the same relayout made is taken from before it; where
+    only dimensions of size 1 pass others, a reshape does. With ``reuse``, a transpose back that
+    exists already is used once more.
     """
     made = scope.producer(v)
     if made is not None and made.kind == "constant":
@@ -83,7 +84,7 @@ def bring(v: Value, layout: Relayout, scope: Scope) -> Brought | None:
     if wanted == sorted(wanted):
         moved = infer("reshape", (v,), scope.fresh(v.name), shape=tuple(v.type.shape[a] for a in back))
         return moved.result, (moved,)
-    if any(u.kind == "transpose" and u.ints_attr("perm") == back for u in scope.users(v)):
+    if reuse and any(u.kind == "transpose" and u.ints_attr("perm") == back for u in scope.users(v)):
         moved = infer("transpose", (v,), scope.fresh(v.name), perm=back)
         return moved.result, (moved,)
     return None

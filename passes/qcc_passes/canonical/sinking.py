@@ -28,7 +28,8 @@ def sink_relayout(o: Op, scope: Scope) -> Answer:
     if o.kind in ELEMENTWISE and o.result.type.rank != len(layout.axes):
         return scope.keep(o, "it broadcasts the value whose layout changes")
     attrs = moved_attrs(o, layout)
-    operands = [bring(v, layout, scope) for v in o.operands]
+    reuse = all(_vanishes(m, o, scope) for m, _ in layouts)
+    operands = [bring(v, layout, scope, reuse=reuse) for v in o.operands]
     if attrs is None or any(b is None for b in operands):
         return scope.keep(o, f"it cannot work in the layout before {layouts[0][0]}")
     brought = [b for b in operands if b is not None]
@@ -39,6 +40,13 @@ def sink_relayout(o: Op, scope: Scope) -> Answer:
     keeps = not dropped or o.bool_attr("keepdims")
     kept = [a for a in range(len(layout.axes)) if keeps or a not in dropped]
     return [*(step for _, steps in brought for step in steps), inner, layout.result(inner.result, o.result, kept)]
+
+
+def _vanishes(transpose: Op, user: Op, scope: Scope) -> bool:
+    """Whether nothing like ``transpose`` is left once ``user`` no longer needs it."""
+    (x,) = transpose.operands
+    alike = [u for u in scope.users(x) if (u.kind, u.attrs) == (transpose.kind, transpose.attrs)]
+    return len(alike) == 1 and x not in user.operands and scope.sole_producer(transpose.result) is not None
 
 
 @on(*ELEMENTWISE)
