@@ -5,7 +5,9 @@
     q   = BitShift(Cast(p -> uint64), shift, RIGHT)       signed BitShift is newer than onnxruntime loads
     y   = Clip(Cast(q -> int64) - 2**(62 - shift), qmin, qmax)
 
-An epilogue that may reach 2**62 has its sign corrected after the shift instead of being offset.
+An epilogue that may reach 2**62 has its sign corrected after the shift instead of being offset. One
+that may leave int32 after the shift is clamped by comparisons: onnxruntime 1.31's vectorized Clip, Min
+and Max compare the low words of int64 as signed where the high words are equal.
 """
 
 from __future__ import annotations
@@ -38,9 +40,18 @@ def requantized(b: Builder, o: Op, total: str, c: Array) -> str:
     else:
         exact = b.node("Add", [total, b.const(c, "c")], f"{name}/exact")
         lowered = _signed_shift(b, exact, shift, name)
-    low, high = (b.scalar(o.int_attr(k), np.int64, k) for k in ("qmin", "qmax"))
-    clipped = b.node("Clip", [lowered, low, high], f"{name}/clipped")
+    clipped = _clipped(b, o, lowered, small=b.reach(o) >> shift < (1 << 31) - 1)
     return b.cast(clipped, b.carrier(o.result.type), name)
+
+
+def _clipped(b: Builder, o: Op, x: str, *, small: bool) -> str:
+    """``x`` int64 within qmin and qmax; ``small``: it fits int32 in any case."""
+    low, high = (b.scalar(o.int_attr(k), np.int64, k) for k in ("qmin", "qmax"))
+    stem = f"{o.result.name}/clipped"
+    if small:
+        return b.node("Clip", [x, low, high], stem)
+    raised = b.node("Where", [b.node("Less", [x, low], f"{stem}/below"), low, x], stem)
+    return b.node("Where", [b.node("Greater", [raised, high], f"{stem}/above"), high, raised], stem)
 
 
 def _shift(b: Builder, total: str, shift: int, name: str) -> str:
