@@ -79,7 +79,7 @@ def _max_pool2d(b: Builder, o: Op, xs: Sequence[str]) -> str:
     pads = o.ints_attr("pads")
     if dtype.name in ("float32", "int8", "uint8") and pads_fit(o, pads):
         return b.node("MaxPool", xs, o.result.name, **window_attrs(o, pads))
-    return b.node("Max", taps(b, o, xs[0], lowest(dtype)), o.result.name)
+    return b.node("Max", taps(b, o, xs[0], lowest(o.result.type.numpy)), o.result.name)
 
 
 def _reduce_max(b: Builder, o: Op, xs: Sequence[str]) -> str:
