@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from qcc.errors import ModelError, UnsupportedError, VerifyError
@@ -18,6 +19,7 @@ from qcc.frontend.limits import FoldBudget
 from qcc.frontend.naming import legal, renamed
 from qcc.frontend.node import Known, Node, Tensor, UnsupportedNodeError, label
 from qcc.frontend.order import needed_nodes
+from qcc.frontend.schema import check_form
 from qcc.frontend.source import DEFAULT_DOMAINS, Source
 from qcc.frontend.tensors import TensorReader
 from qcc.ir.graph import Graph, Value
@@ -83,23 +85,26 @@ class Importer:
         """The node's outputs; None where they depend on a node that was rejected."""
         if proto.op_type not in FOLDERS and proto.op_type not in CONVERTERS:
             raise no_counterpart(proto.op_type)
+        check_form(proto, self._opset)
         names = list(proto.input)
         inputs = tuple(self._tensor(name) if name else None for name in names)
         if any(name and tensor is None for name, tensor in zip(names, inputs, strict=True)):
             return [None] * len(proto.output)
-        node = Node(proto, self._opset, inputs, self._reader)
-        if proto.op_type in FOLDERS and all(t is None or isinstance(t, Known) for t in inputs):
-            stems = [legal(name) for name in proto.output]
-            return [Known(a, n) for a, n in zip(fold(node, self._budget), stems, strict=False)]
-        if proto.op_type not in CONVERTERS:
-            advice = "make its inputs constants, or fix the batch size (--batch) if they are computed from shapes"
-            raise UnsupportedNodeError("its inputs are computed at run time", advice)
-        made = CONVERTERS[proto.op_type](node, self._emitter)
-        results = [made] if isinstance(made, (Known, Value)) else list(made)
+        results = self._converted(Node(proto, self._opset, inputs, self._reader), proto)
         for name in proto.output[len(results) :]:
             if name in self._read:
                 raise UnsupportedNodeError(f"its output '{name}' is read", "only the first output can be used")
         return results
+
+    def _converted(self, node: Node, proto: NodeProto) -> Sequence[Tensor]:
+        if node.op in FOLDERS and all(t is None or isinstance(t, Known) for t in node.inputs):
+            stems = [legal(name) for name in proto.output]
+            return [Known(a, n) for a, n in zip(fold(node, self._budget), stems, strict=False)]
+        if node.op not in CONVERTERS:
+            advice = "make its inputs constants, or fix the batch size (--batch) if they are computed from shapes"
+            raise UnsupportedNodeError("its inputs are computed at run time", advice)
+        made = CONVERTERS[node.op](node, self._emitter)
+        return [made] if isinstance(made, (Known, Value)) else list(made)
 
     def _reject(self, proto: NodeProto, why: UnsupportedNodeError) -> None:
         """Record the node; stand in for its outputs where the model declares them, to go on checking."""
@@ -134,13 +139,20 @@ class Importer:
         verify(graph)
         return graph
 
+    def _widened(self, name: str, tensor: Tensor) -> Tensor:
+        """A constant output of any integer type as int64."""
+        if isinstance(tensor, Value) or tensor.array.dtype.kind not in "iub" or tensor.array.dtype == np.int64:
+            return tensor
+        self.notes.append(f"output '{name}' is {tensor.array.dtype} in the model and int64 here")
+        return Known(tensor.array.astype(np.int64), tensor.name)
+
     def _output(self, name: str, taken: Set[str]) -> Value:
         """The value of a graph output, which bears the output's name: by a copy, if it has another."""
         try:
             tensor = self._tensor(name)
             if tensor is None:
                 raise ModelError(f"graph output '{name}' depends on unsupported nodes")
-            value = self._emitter.value(tensor)
+            value = self._emitter.value(self._widened(name, tensor))
         except UnsupportedNodeError as e:
             raise ModelError(f"graph output '{name}': {e}") from None
         named = self._names.get(value.name) == legal(name)

@@ -14,7 +14,7 @@ from qcc.ir.types import BATCH
 
 _REAL: Final = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 _SMALL: Final = {TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16, TensorProto.BOOL}
-_LARGE: Final = {TensorProto.INT32, TensorProto.INT64}
+_LARGE: Final = {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32}
 
 Declared = tuple[int | str | None, ...]
 """A declared shape: sizes, symbols, and None for a dimension that is not named at all."""

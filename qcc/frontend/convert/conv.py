@@ -61,7 +61,7 @@ def _conv_transpose(node: Node, emit: Emitter) -> Value:
 def _transposed_windows(node: Node, kernel: Sequence[int], size: Sequence[int]) -> tuple[Windows, tuple[int, int]]:
     """Windows and output padding, from ``pads``, ``auto_pad`` or ``output_shape``.
 
-    A requested output larger than the uncropped one is reached by output padding, as onnxruntime does.
+    Where the padding is odd, the larger half comes first unless ``auto_pad`` is SAME_UPPER.
     """
     rank = len(size)
     windows = read_windows(node, kernel, size)
@@ -80,10 +80,10 @@ def _transposed_windows(node: Node, kernel: Sequence[int], size: Sequence[int]) 
             for s, step, e, reach in zip(size, windows.strides[-rank:], extra, windows.extent[-rank:], strict=True)
         ]
         totals = [f - o for f, o in zip(full, output, strict=True)]
+        if any(-t >= step for t, step in zip(totals, windows.strides[-rank:], strict=True)):
+            raise node.error(f"output_shape {output} is out of reach: its windows end at {full}")
         extra = [e + max(0, -t) for e, t in zip(extra, totals, strict=True)]
-        # the odd element goes to the end unless SAME_UPPER: the opposite of a convolution's pads
-        flipped = "SAME_LOWER" if mode == "SAME_UPPER" else "SAME_UPPER"
-        begin, end = share([max(0, t) for t in totals], flipped)
+        begin, end = share([max(0, t) for t in totals], mode if mode == "SAME_UPPER" else "SAME_LOWER")
         lead = [0] * (2 - rank)
         windows = replace(windows, begin=_pair(lead + begin), end=_pair(lead + end))
     return windows, _pair([0] * (2 - rank) + extra)

@@ -8,7 +8,7 @@ from typing import Final
 
 from qcc.frontend.convert.base import Converter
 from qcc.frontend.emit import Emitter
-from qcc.frontend.node import Node, UnsupportedNodeError
+from qcc.frontend.node import Node, Tensor, UnsupportedNodeError
 from qcc.ir.expr import Expr, X, call
 from qcc.ir.graph import Attr, Value
 
@@ -121,14 +121,14 @@ def _reciprocal(node: Node) -> Expr:
     return call("div", Expr(1.0), X)
 
 
-def _identity(node: Node, emit: Emitter) -> Value:
-    return emit.value(node.tensor(0))
+def _identity(node: Node, emit: Emitter) -> Tensor:
+    return node.tensor(0)
 
 
-def _dropout(node: Node, emit: Emitter) -> Value:
+def _dropout(node: Node, emit: Emitter) -> Tensor:
     if node.has(2) and node.fixed(2, "training mode").any():
         raise UnsupportedNodeError("it is in training mode", "export the model for inference")
-    return emit.value(node.tensor(0))
+    return node.tensor(0)
 
 
 CONVERTERS: Final[Mapping[str, Converter]] = {

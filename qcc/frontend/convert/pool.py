@@ -10,7 +10,7 @@ import numpy as np
 from qcc.frontend.convert.base import Converter
 from qcc.frontend.convert.windows import Windows, as_1d, as_2d, auto_pad, read_windows, spatial_rank
 from qcc.frontend.emit import Emitter
-from qcc.frontend.node import Node, UnsupportedNodeError
+from qcc.frontend.node import Node
 from qcc.ir.graph import Value
 
 _LOWEST: Final = float(np.finfo(np.float32).min)
@@ -103,15 +103,9 @@ def _global(kind: str) -> Converter:
     return convert
 
 
-def _lp_pool(node: Node, emit: Emitter) -> Value:
-    raise UnsupportedNodeError("Lp pooling is not supported", "use average or max pooling")
-
-
 CONVERTERS: Final[Mapping[str, Converter]] = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "GlobalMaxPool": _global("reduce_max"),
     "GlobalAveragePool": _global("reduce_mean"),
-    "LpPool": _lp_pool,
-    "GlobalLpPool": _lp_pool,
 }

@@ -21,6 +21,7 @@ from qcc.frontend.forms import axis_of
 from qcc.frontend.limits import MAX_INDICES
 from qcc.frontend.node import FIX_BATCH, Node, UnsupportedNodeError
 from qcc.ir.graph import Value
+from qcc.ir.types import BATCH
 
 F = np.float32
 
@@ -37,7 +38,7 @@ class _Axis:
 
 def _resize(node: Node, emit: Emitter) -> Value:
     x = emit.value(node.tensor(0))
-    axes = [a for a in _axes(node, x) if a is not None]
+    axes = _axes(node, x)
     mode = node.attr_str("mode", "nearest")
     if mode == "nearest":
         for a in axes:
@@ -50,7 +51,7 @@ def _resize(node: Node, emit: Emitter) -> Value:
     return _linear(emit, x, axes)
 
 
-def _axes(node: Node, x: Value) -> list[_Axis | None]:
+def _axes(node: Node, x: Value) -> list[_Axis]:
     """The axes whose size or coordinates change."""
     rank = x.type.rank
     places = list(range(rank))
@@ -61,16 +62,16 @@ def _axes(node: Node, x: Value) -> list[_Axis | None]:
     transform = node.attr_str("coordinate_transformation_mode", "half_pixel")
     if node.opset < 11:
         transform = "asymmetric"
-    result: list[_Axis | None] = []
+    result: list[_Axis] = []
     for axis, (length, scale), region in zip(places, pairs, roi, strict=True):
         size = x.type.shape[axis]
-        if length == size and scale == 1 and transform != "tf_crop_and_resize":
-            continue
-        if size < 1:
-            raise UnsupportedNodeError("it resizes the batch", FIX_BATCH)
+        if size == BATCH:
+            continue  # ``_scales`` has made sure that it keeps its size
         if not 0 < length <= MAX_INDICES:
             raise node.error(f"a result of size {length} along axis {axis}")
-        result.append(_Axis(axis, size, scale, _coordinates(node, transform, size, length, scale, region)))
+        coordinates = _coordinates(node, transform, size, length, scale, region)
+        if not np.array_equal(coordinates, np.arange(size)):
+            result.append(_Axis(axis, size, scale, coordinates))
     return result
 
 

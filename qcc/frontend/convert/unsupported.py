@@ -18,6 +18,7 @@ _GROUPS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
         *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"),
         *("LpNormalization", "MeanVarianceNormalization", "LRN"),
     ),
+    ("Lp pooling is not supported", "use average or max pooling"): ("LpPool", "GlobalLpPool"),
     ("attention is not supported", "qcc compiles convolutional networks"): (
         *("Attention", "RotaryEmbedding", "LinearAttention", "TensorScatter"),
     ),

@@ -123,10 +123,6 @@ def _dequantize(node: Node, budget: FoldBudget) -> list[Array]:
     return [real.reshape(codes.shape)]
 
 
-def _same(a: Array) -> Array:
-    return a
-
-
 def _sigmoid(a: Array) -> Array:
     return np.asarray(1.0 / (1.0 + np.exp(-a)))
 
@@ -175,7 +171,5 @@ FOLDERS: Final[Mapping[str, Folder]] = {
     "Where": _where,
     "Cast": _cast,
     "CastLike": _cast,
-    "Identity": _unary(_same),
-    "Dropout": _unary(_same),
     "DequantizeLinear": _dequantize,
 }
