@@ -62,6 +62,8 @@ def _parse_options(text: str, at: int) -> tuple[dict[str, Any], int]:
         key = _KEY.match(text, at)
         if key is None:
             raise _error(text, at, "option=value")
+        if key[1] in options:
+            raise _error(text, at, f"option '{key[1]}' once")
         options[key[1]], at = _parse_value(text, key.end())
         end = _END.match(text, at)
         if end is None:
