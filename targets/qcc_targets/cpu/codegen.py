@@ -11,6 +11,7 @@ from tvm import s_tir, tirx
 from tvm.tirx.build import tir_to_runtime
 
 from qcc.errors import TargetError
+from qcc_targets.cpu.kernel import PLAIN
 
 _PASSES = tirx.transform
 
@@ -38,11 +39,21 @@ def _lowering(packed: bool) -> list[Any]:
     ]
 
 
+def _lowered(module: tvm.IRModule, packed: bool) -> tvm.IRModule:
+    """``module`` ready for LLVM. Functions marked ``PLAIN`` hold little that TensorIR's passes are for."""
+    plain = {name: f for name, f in module.functions.items() if f.attrs and PLAIN in f.attrs}
+    rest = {name: f for name, f in module.functions.items() if name not in plain}
+    done = tvm.ir.transform.Sequential(_lowering(packed))(tvm.IRModule(rest)) if rest else tvm.IRModule({})
+    if plain:
+        short = [_PASSES.LowerTVMBuiltin(), _PASSES.LowerIntrin()]
+        done.update(tvm.ir.transform.Sequential(short)(tvm.IRModule(plain)))
+    return done
+
+
 def compile_object(module: tvm.IRModule, target: dict[str, Any], packed: bool, path: Path) -> None:
     """Write the object file of ``module`` for ``target``. Raises TargetError when it computes with floats."""
     device = tvm.target.Target(target)
-    lowered = _PASSES.BindTarget(device.with_host(device))(module)
-    lowered = tvm.ir.transform.Sequential(_lowering(packed))(lowered)
+    lowered = _lowered(_PASSES.BindTarget(device.with_host(device))(module), packed)
     built = tir_to_runtime(lowered, {}, device)
     if found := float_values(built.inspect_source("ll")):
         raise TargetError(f"a kernel computes with floating point: {found[0]}")

@@ -46,6 +46,9 @@ ALIGN: Final = 64
 SLACK: Final = 256
 """Bytes that may be read before and after a storage of the arena, and after the constants."""
 
+PLAIN: Final = "qcc.plain"
+"""Attribute of functions that need no lowering of buffers, loops or index types: it would only take time."""
+
 TVM_DTYPE: Final[Mapping[str, str]] = {
     "u8": "uint8",
     "i8": "int8",
@@ -269,11 +272,22 @@ def buffer(pointer: tirx.Var, dtype: str, align: int = ALIGN, offset: int = 0) -
     )
 
 
-def primitive(inputs: Sequence[View], output: View, body: Callable[[Pointers], None], *, noalias: bool = True) -> Any:
-    """The TensorIR function of a kernel: ``body`` emits its statements through the IRBuilder."""
+def primitive(
+    inputs: Sequence[View],
+    output: View,
+    body: Callable[[Pointers], None],
+    *,
+    noalias: bool = True,
+    plain: bool = False,
+) -> Any:
+    """The TensorIR function of a kernel: ``body`` emits its statements through the IRBuilder.
+
+    ``plain``: its buffers are flat and start at their pointers, its indices are int32, and it has
+    no loops to vectorize.
+    """
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name("kernel")
-        T.func_attr({"tirx.noalias": noalias})
+        T.func_attr({"tirx.noalias": noalias} | ({PLAIN: True} if plain else {}))
         pointers = Pointers(
             tuple(_pointer(f"x{i}", v.tvm_dtype) for i, v in enumerate(inputs)),
             _pointer("constants", "uint8"),

@@ -9,6 +9,7 @@ from qcc.errors import TargetError
 from qcc_targets.cpu.generic import conv, elementwise, pool, products, reduce
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
+from qcc_targets.cpu.simd import build as build_fast
 
 GENERIC: Final[Mapping[str, Callable[[Site, Isa], Kernel]]] = {
     "copy": elementwise.copy,
@@ -36,4 +37,4 @@ def select(site: Site, isa: Isa) -> Kernel:
     template = GENERIC.get(site.op.kind)
     if template is None:
         raise TargetError(f"{site.op}: the cpu target has no kernel for '{site.op.kind}'")
-    return template(site, isa)
+    return build_fast(site, isa) or template(site, isa)

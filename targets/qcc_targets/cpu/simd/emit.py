@@ -8,13 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
+from qcc_targets.cpu.kernel import ALIGN, buffer
+
 Expr = Any
 """A TensorIR expression, or an int that becomes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Elements of one type behind a pointer, from element ``start`` on."""
+
+    buffer: Any
+    start: int = 0
+
+
+def memory(pointer: Any, dtype: str, align: int = ALIGN, offset: int = 0) -> Memory:
+    """The elements of TVM type ``dtype`` from ``offset`` bytes behind ``pointer``.
+
+    The offset goes into every index, so that the function needs no lowering of its buffers.
+    """
+    return Memory(buffer(pointer, dtype, align), offset // np.dtype(dtype).itemsize)
 
 
 def bind(value: Expr) -> Expr:
@@ -22,14 +42,19 @@ def bind(value: Expr) -> Expr:
     return T.bind(value)
 
 
-def load(source: Any, index: Expr, lanes: int) -> Expr:
-    """``lanes`` consecutive elements of a flat buffer."""
-    return bind(tirx.BufferLoad(source, [tirx.Ramp(index, 1, lanes) if lanes > 1 else index]))
+def load(source: Memory, index: Expr, lanes: int) -> Expr:
+    """``lanes`` consecutive elements."""
+    return bind(tirx.BufferLoad(source.buffer, [_span(source, index, lanes)]))
 
 
-def store(target: Any, index: Expr, value: Expr, lanes: int) -> None:
-    """Write ``lanes`` consecutive elements of a flat buffer."""
-    T.buffer_store(target, value, [tirx.Ramp(index, 1, lanes) if lanes > 1 else index])
+def store(target: Memory, index: Expr, value: Expr, lanes: int) -> None:
+    """Write ``lanes`` consecutive elements."""
+    T.buffer_store(target.buffer, value, [_span(target, index, lanes)])
+
+
+def _span(where: Memory, index: Expr, lanes: int) -> Expr:
+    first = index + where.start
+    return tirx.Ramp(first, 1, lanes) if lanes > 1 else first
 
 
 def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
@@ -57,14 +82,9 @@ def run(name: str, *args: Expr) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", f"llvm.{name}", *args))
 
 
-def address(source: Any, index: Expr) -> Expr:
-    """The address of an element of a flat buffer."""
-    return tirx.address_of(tirx.BufferLoad(source, [index]))
-
-
-def bytes_of(source: Any, index: Expr, lanes: int) -> Expr:
-    """``lanes`` bytes; alias of ``load`` that reads well where bytes are reinterpreted."""
-    return load(source, index, lanes)
+def address(source: Memory, index: Expr) -> Expr:
+    """The address of an element."""
+    return tirx.address_of(tirx.BufferLoad(source.buffer, [index + source.start]))
 
 
 @contextmanager
@@ -90,3 +110,16 @@ def interleave(*streams: tuple[Sequence[Callable[[], None]], int]) -> None:
     ]
     for *_, step in sorted(moments, key=lambda m: m[:3]):
         step()
+
+
+def maximum(a: Expr, b: Expr) -> Expr:
+    return tirx.Max(a, b)
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    return tirx.Min(a, b)
+
+
+def least(a: Expr, b: Expr) -> Expr:
+    """The lesser of two scalars."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.Min(a, b)

@@ -1,0 +1,194 @@
+"""Convolutions and matrix products on AMX tiles.
+
+A tile of the input is 16 positions of one step of a run, loaded with the positions' pitch, so the
+input is read where it lies. Accumulator tiles are stored to scratch memory, and the requantization
+of one block is emitted between the instructions of the next: the tile unit and the vector units
+then work at the same time, which an out-of-order window alone does not reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.kernel import Kernel, Pointers, Site, pack, primitive
+from qcc_targets.cpu.simd import emit, tiles
+from qcc_targets.cpu.simd.blocking import AmxBlocking, amx_blocking
+from qcc_targets.cpu.simd.contraction import (
+    Contraction,
+    channel_blocks,
+    contraction,
+    pack_weights,
+    step_offsets,
+)
+from qcc_targets.cpu.simd.emit import Expr, Memory
+from qcc_targets.cpu.simd.epilogue import Constants, Epilogue
+from qcc_targets.cpu.simd.flat import FlatBlock, Place
+
+Steps = list[Callable[[], None]]
+
+
+def build(site: Site, isa: Isa, blocking: AmxBlocking | None = None) -> Kernel | None:
+    """The kernel of an ``iconv2d`` or ``idense``; ``blocking`` overrides the model's choice."""
+    if "amx" not in isa or (work := contraction(site, isa)) is None:
+        return None
+    blocking = blocking or amx_blocking(work)
+    return _Template(site, isa, work, blocking).build()
+
+
+@dataclass(frozen=True, slots=True)
+class _Operands:
+    """The buffers of a kernel."""
+
+    tensors: tuple[Memory, ...]
+    config: Memory
+    weights: Memory
+    constants: Memory
+    scratch: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    site: Site
+    isa: Isa
+    work: Contraction
+    blocking: AmxBlocking
+
+    @property
+    def block(self) -> FlatBlock:
+        b = self.blocking
+        return FlatBlock(Epilogue(self.isa, self.work.requant), b.registers.rows * b.tiles.rows, b.channels)
+
+    @property
+    def half(self) -> int:
+        """int32 elements of one of the two scratch buffers: whole groups of vectors, and one vector to read past."""
+        return (self.block.groups * 4 + 1) * self.block.lanes
+
+    def build(self) -> Kernel:
+        b = self.blocking
+        channels = channel_blocks(self.work.outputs, b.channels)
+        config = tiles.configuration(b.registers, b.tiles.rows, b.chunk, b.widths)
+        columns = self.block.columns(channels)
+        padded = np.pad(columns, ((0, 0), (0, b.registers.columns * tiles.ROWS - b.channels)), constant_values=-1)
+        weights = pack_weights(self.work.runs, b.chunk, padded.reshape(len(channels), -1, tiles.ROWS))
+        blob, starts = pack(config, weights, self.block.constants(channels))
+        site = self.site
+
+        def body(pointers: Pointers) -> None:
+            views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
+            addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
+            operands = _Operands(
+                tuple(emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True)),
+                emit.memory(pointers.constants, "uint8", offset=starts[0]),
+                emit.memory(pointers.constants, "int8", offset=starts[1]),
+                emit.memory(pointers.constants, "int64", offset=starts[2]),
+                emit.memory(pointers.scratch, "int32"),
+            )
+            self._emit(operands)
+
+        func = primitive(site.inputs, site.output, body, plain=True)
+        name = f"{site.op.kind[1:]}.amx[{b}]"
+        return Kernel(name, func, blob, 2 * self.half * 4)
+
+    def _emit(self, operands: _Operands) -> None:
+        tiles.configure(operands.config, 0)
+        last = self.blocking.blocks - 1
+        for step in self._compute(operands, 0):
+            step()
+        if last:
+            with emit.loop(last) as number:
+                current, previous = emit.bind(number + 1), number
+                emit.interleave((self._compute(operands, current), 0), (self._finish(operands, previous), 1))
+        for step in self._finish(operands, last):
+            step()
+        tiles.release()
+
+    def _compute(self, operands: _Operands, number: Expr) -> Steps:
+        """The tile instructions of block ``number``, the stores to scratch included."""
+        b, registers = self.blocking, self.blocking.registers
+        rows, columns = range(registers.rows), range(registers.columns)
+        row_block, column_block = b.split(number)
+        bases = [self._base(0, b.tile(row_block, row)) for row in rows]
+        steps: Steps = []
+        offsets = step_offsets(self.work.runs, b.chunk)
+        for index, offset in enumerate(offsets):
+            panel = (column_block * len(offsets) + index) * registers.columns
+
+            left = partial(self._load_left, operands, bases, offset)
+            right = partial(self._load_right, operands, panel)
+            steps += self._step(index == 0, left, right)
+        base = self._half(number)
+
+        def store(row: int, column: int) -> None:
+            at = base + row * b.tiles.rows * b.channels + column * tiles.ROWS
+            tiles.store(registers.accumulator(row, column), operands.scratch, at, 4 * b.channels)
+
+        return [*steps, *(partial(store, row, column) for row in rows for column in columns)]
+
+    def _load_left(self, operands: _Operands, bases: list[Expr], offset: int, row: int) -> None:
+        b = self.blocking
+        tiles.load(b.registers.left(row), operands.tensors[0], bases[row] + offset, b.tiles.pitch)
+
+    def _load_right(self, operands: _Operands, panel: Expr, column: int) -> None:
+        size = self.blocking.chunk * tiles.ROWS
+        tiles.load(self.blocking.registers.right(column), operands.weights, (panel + column) * size, tiles.ROW_BYTES)
+
+    def _step(self, first: bool, load_left: Callable[[int], None], load_right: Callable[[int], None]) -> Steps:
+        """One step of depth for all accumulators: the operand that stays is loaded once, first."""
+        registers = self.blocking.registers
+        by_rows = registers.rows <= registers.columns
+        inner, outer = (registers.rows, registers.columns) if by_rows else (registers.columns, registers.rows)
+        load_inner, load_outer = (load_left, load_right) if by_rows else (load_right, load_left)
+        steps: Steps = []
+
+        def multiply(a: int, o: int) -> None:
+            row, column = (a, o) if by_rows else (o, a)
+            accumulator = registers.accumulator(row, column)
+            if o == 0:
+                load_inner(a)
+            if a == 0:
+                load_outer(o)
+            if first:
+                tiles.zero(accumulator)
+            signed = self.work.signed
+            tiles.multiply(accumulator, registers.left(row), registers.right(column), signed=signed)
+
+        for o in range(outer):
+            steps += [partial(multiply, a, o) for a in range(inner)]
+        return steps
+
+    def _finish(self, operands: _Operands, number: Expr) -> Steps:
+        """The requantization of block ``number``, from scratch to the output."""
+        b, block = self.blocking, self.block
+        row_block, column_block = b.split(number)
+        channel = emit.least(column_block * b.channels, self.work.outputs - b.channels)
+        constants: list[Constants] = block.load_constants(operands.constants, column_block)
+        base = self._half(number)
+
+        def place(tensor: int) -> Place:
+            bases = [emit.bind(self._base(tensor, b.tile(row_block, r)) + channel) for r in range(b.registers.rows)]
+
+            def at(position: int) -> tuple[int, Expr, int]:
+                row, within = divmod(position, b.tiles.rows)
+                return row, bases[row], b.tiles.offset(tensor, within)
+
+            return at
+
+        target = (operands.tensors[1], place(1))
+        residual = (operands.tensors[2], place(2)) if self.work.residual else None
+
+        def halves(vector: int) -> tuple[Expr, Expr]:
+            return block.epilogue.apart(operands.scratch, base + vector * block.lanes)
+
+        return [partial(block.group, g, halves, constants, target, residual) for g in range(block.groups)]
+
+    def _base(self, tensor: int, tile: Expr) -> Expr:
+        return emit.bind(self.blocking.tiles.base(tensor, tile) + self.work.starts[tensor])
+
+    def _half(self, number: Expr) -> Expr:
+        """The scratch buffer of a block: neighbours alternate."""
+        return number % 2 * self.half

@@ -1,0 +1,110 @@
+"""Run single kernels on arrays: for tests of the templates and for measuring them."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from qcc.ir.types import DTYPES
+from qcc.runtime.cpu import request_amx
+from qcc_targets.cpu import views
+from qcc_targets.cpu.codegen import compile_object
+from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel, Site, View
+
+_GUARD = 0xA5
+"""What memory holds that no tensor claims, so that stray writes show."""
+
+
+def aligned(size: int, fill: int = 0) -> NDArray[np.uint8]:
+    """``size`` bytes at a 64-byte aligned address, with slack on both sides."""
+    whole = np.full(size + 2 * SLACK + ALIGN, fill, np.uint8)
+    start = -(whole.ctypes.data + SLACK) % ALIGN + SLACK
+    return whole[start : start + size]
+
+
+def place(view: View, array: NDArray[Any]) -> NDArray[np.uint8]:
+    """A storage that holds ``array`` where ``view`` says, its fill in the halo, and guards elsewhere."""
+    memory = aligned(views.extent(view) * view.itemsize, _GUARD)
+    flat = memory.view(DTYPES[view.dtype])
+    if view.halo:
+        h = view.halo
+        corner = view.offset - h.top * view.row_stride - h.left * view.pixel_stride
+        shape = (view.samples, view.channels, view.height + h.top + h.bottom, view.width + h.left + h.right)
+        _strided(flat, corner, shape, view.strides)[...] = view.fill
+    _strided(flat, view.offset, view.shape, view.strides)[...] = array
+    return memory
+
+
+def fetch(view: View, memory: NDArray[np.uint8]) -> NDArray[Any]:
+    """A copy of the tensor that lies in ``memory``."""
+    return _strided(memory.view(DTYPES[view.dtype]), view.offset, view.shape, view.strides).copy()
+
+
+def _strided(flat: NDArray[Any], start: int, shape: Sequence[int], strides: Sequence[int]) -> NDArray[Any]:
+    steps = tuple(s * flat.itemsize for s in strides)
+    return np.lib.stride_tricks.as_strided(flat[start:], tuple(shape), steps)
+
+
+@dataclass(slots=True)
+class Trial:
+    """Kernels for one instruction set, compiled together into one library."""
+
+    isa: Isa
+    kernels: Sequence[Kernel]
+    _library: ctypes.CDLL = field(init=False)
+
+    def __post_init__(self) -> None:
+        if "amx" in self.isa:
+            request_amx()
+        functions = {f"k{i}": k.func.with_attr("global_symbol", f"k{i}") for i, k in enumerate(self.kernels)}
+        with tempfile.TemporaryDirectory(prefix="qcc-") as folder:
+            path = Path(folder)
+            compile_object(tvm.IRModule(functions), self.isa.target(), False, path / "k.o")
+            subprocess.run(["ld", "-shared", "-o", str(path / "k.so"), str(path / "k.o")], check=True)
+            self._library = ctypes.CDLL(str(path / "k.so"))
+
+    def bind(self, number: int, inputs: Sequence[NDArray[np.uint8]], output: NDArray[np.uint8]) -> Call:
+        """Kernel ``number`` with its memory."""
+        kernel = self.kernels[number]
+        constants, scratch = aligned(len(kernel.constants)), aligned(kernel.scratch, _GUARD)
+        constants[...] = np.frombuffer(kernel.constants, np.uint8)
+        memory = [*inputs, constants, output, scratch]
+        function = getattr(self._library, f"k{number}")
+        function.restype = None
+        return Call(function, tuple(ctypes.c_void_p(m.ctypes.data) for m in memory), memory)
+
+    def run(self, number: int, site: Site, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The result of kernel ``number``, built for ``site``, on ``arrays``.
+
+        Raises AssertionError when it wrote anywhere but to its result.
+        """
+        blank = np.zeros(site.output.shape, DTYPES[site.output.dtype])
+        output = place(site.output, blank)
+        inputs = [place(v, a) for v, a in zip(site.inputs, arrays, strict=True)]
+        self.bind(number, inputs, output)()
+        result = fetch(site.output, output)
+        if not np.array_equal(output, place(site.output, result)):
+            raise AssertionError(f"{self.kernels[number].name} wrote outside its result")
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A kernel with its arguments, ready to run."""
+
+    function: Any
+    arguments: tuple[ctypes.c_void_p, ...]
+    memory: Sequence[NDArray[np.uint8]]
+
+    def __call__(self) -> None:
+        self.function(*self.arguments)
