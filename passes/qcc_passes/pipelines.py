@@ -1,0 +1,20 @@
+"""Ready-made pipelines, under ``[project.entry-points."qcc.pipelines"]``."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from qcc.errors import ConfigError
+from qcc.passmgr.base import Pass
+from qcc.passmgr.plugins import make_pass
+
+DEFAULT: Final = ("canonicalize", "fold-batch-norm", "canonicalize", "calibrate", "quantize", "dyadic")
+
+
+def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
+    """From FLOAT to INTEGER by calibration alone; ``options`` are those of the passes, by name.
+
+    Raises ConfigError when ``options`` names a pass that is not in the pipeline.
+    """
+    if unknown := sorted(set(options) - set(DEFAULT)):
+        raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
+    return tuple(make_pass(name, options.get(name)) for name in DEFAULT)
