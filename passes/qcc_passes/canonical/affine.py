@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qcc.ir.expr import Expr
 from qcc.ir.expr import parse as parse_expr
 from qcc.ir.graph import Attr, Op, Value, constant, op
-from qcc_passes.canonical.engine import Answer, Rule, Scope, on
+from qcc_passes.canonical.engine import Answer, Rule, Scope, infer, on
 
 Array = NDArray[np.float64]
 CLAMP: Final = ("lo", "hi")
@@ -238,6 +238,32 @@ def fold_before(linear: Op, step: Affine, scope: Scope) -> Sequence[Op] | None:
     return relinear(moved, linear.result, w * _columns(w, a, groups), bias, scope)
 
 
+@on("dense")
+def fold_affine_before_flatten(o: Op, scope: Scope) -> Answer:
+    """dense(flatten(a·x + t)): into the columns and the bias, whatever a and t vary along."""
+    reshape = scope.sole_producer(o.operands[0], "reshape")
+    source = None if reshape is None else scope.sole_producer(reshape.operands[0], "add", "sub", "mul", "div", "map")
+    if reshape is None or source is None or clamp_of(source) or (known := weights(o, scope)) is None:
+        return None
+    step = affine_of(source, scope)
+    inner, outer = source.result.type.shape, o.operands[0].type.shape
+    if step is None or len(outer) != 2 or inner[0] != outer[0]:
+        return None
+    a, t = (_flattened(values, inner) for values in (step.scale, step.offset))
+    if a is None or t is None:
+        return scope.keep(o, f"the constants of {source} vary along the batch")
+    flat = infer("reshape", (step.x,), scope.fresh(step.x.name), shape=outer)
+    moved = op("dense", (flat.result, *o.operands[1:]), o.results, **o.attrs)
+    w, b = known
+    return [flat, *relinear(moved, o.result, w * a, b + w @ t, scope)]
+
+
+def _flattened(values: Array, shape: tuple[int, ...]) -> Array | None:
+    """``values`` per element of a sample of a tensor of ``shape``, as a vector; None where samples differ."""
+    full = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+    return np.broadcast_to(full[0], shape[1:]).reshape(-1) if full.shape[0] == 1 else None
+
+
 @on("add", "sub", "mul", "div", "map")
 def drop_identity_step(o: Op, scope: Scope) -> Answer:
     """Additions of 0, multiplications by 1 and their like."""
@@ -247,4 +273,9 @@ def drop_identity_step(o: Op, scope: Scope) -> Answer:
     return step.x if step.x.type == o.result.type else None
 
 
-RULES: Final[tuple[Rule, ...]] = (drop_identity_step, fold_affine_into_producer, fold_affine_before)
+RULES: Final[tuple[Rule, ...]] = (
+    drop_identity_step,
+    fold_affine_into_producer,
+    fold_affine_before,
+    fold_affine_before_flatten,
+)

@@ -77,6 +77,8 @@ def raise_to_input(o: Op, scope: Scope) -> Answer:
     step = scope.producer(x, *ELEMENTWISE, "pad", "slice")
     if step is None or not _reaches_input(x, scope) or (source := _variable(step, scope)) is None:
         return None
+    if all(u.kind == "reshape" for u in scope.users(o.result)):
+        return scope.keep(o, "a flattening after it may turn it into an order of columns")
     perm = o.ints_attr("perm")
     back = transposed(inverse(perm))
     attrs = moved_attrs(step, back)
