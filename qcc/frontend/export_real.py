@@ -10,7 +10,7 @@ import numpy as np
 
 from qcc.frontend.export_builder import Builder
 from qcc.frontend.export_expr import map_nodes
-from qcc.frontend.export_move import Rule, gather_axis, pad_constant, pads_fit, spatial_pads, taps, window_attrs
+from qcc.frontend.export_move import Rule, gather_axis, pads_fit, spatial_pads, taps, window_attrs
 from qcc.ir.graph import Op
 
 
@@ -62,16 +62,12 @@ def _batch_norm(b: Builder, o: Op, xs: Sequence[str]) -> str:
 
 
 def _avg_pool2d(b: Builder, o: Op, xs: Sequence[str]) -> str:
-    """What ceil mode adds is never averaged, so it is padding that does not count."""
-    x = xs[0]
-    pads: Sequence[int] = spatial_pads(o)
-    if o.bool_attr("count_include_pad"):
-        top, left, bottom, right = o.ints_attr("pads")
-        x = pad_constant(b, o, x, [0, 0, top, left, 0, 0, bottom, right], 0.0)
-        pads = [0, 0, *o.ints_attr("ceil_pads")]
-    if pads_fit(o, pads):
-        return clamped(b, o, b.node("AveragePool", [x], o.result.name, **window_attrs(o, pads)))
-    return clamped(b, o, _average_of_taps(b, o, xs[0]))
+    """What ceil mode adds never counts: beside padding that counts, no attribute of AveragePool says so."""
+    pads, counted = spatial_pads(o), o.bool_attr("count_include_pad")
+    if not pads_fit(o, pads) or (counted and any(o.ints_attr("ceil_pads"))):
+        return clamped(b, o, _average_of_taps(b, o, xs[0]))
+    attrs = window_attrs(o, pads) | ({"count_include_pad": 1} if counted and any(pads) else {})
+    return clamped(b, o, b.node("AveragePool", xs, o.result.name, **attrs))
 
 
 def _average_of_taps(b: Builder, o: Op, x: str) -> str:

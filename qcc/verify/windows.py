@@ -70,7 +70,7 @@ class Window:
         patches = np.empty((n, c, self.kernel[0] * self.kernel[1], rows, cols), x.dtype)
         for i, j, tap in self.taps(x):
             patches[:, :, i * self.kernel[1] + j] = tap
-        return patches.reshape(n, c, -1, rows * cols)
+        return patches.reshape(*patches.shape[:3], rows * cols)
 
 
 def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
@@ -83,8 +83,9 @@ def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
     outputs, per_group = w.shape[:2]
     if per_group == 1 and groups > 1:
         return _depthwise(x, w, window)
-    patches = window.columns(x).reshape(n, groups, -1, rows * cols)
-    kernel = np.ascontiguousarray(w).reshape(groups, outputs // groups, -1)
+    depth = per_group * window.kernel[0] * window.kernel[1]
+    patches = window.columns(x).reshape(n, groups, depth, rows * cols)
+    kernel = np.ascontiguousarray(w).reshape(groups, outputs // groups, depth)
     product: Array = np.matmul(kernel, patches)
     return product.reshape(n, outputs, rows, cols)
 
