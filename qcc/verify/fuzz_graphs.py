@@ -36,7 +36,9 @@ def make_case(seed: int, index: int) -> Case:
     inputs = {}
     for v in graph.inputs:
         shape = [batch if n == BATCH else n for n in v.type.shape]
-        inputs[v.name] = d.codes(v.type.dtype, shape)
+        codes, quant = d.codes(v.type.dtype, shape), v.type.quant
+        # A grid may be narrower than its element type, and a session refuses codes beyond it.
+        inputs[v.name] = codes if quant is None else codes.clip(quant.qmin, quant.qmax)
     return Case(seed, index, graph, inputs)
 
 
