@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcc import __version__
 from qcc.artifact.contents import graph_files, tensor_spec
@@ -22,6 +24,7 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.pipeline import Pipeline
 from qcc.passmgr.target import Target
 from qcc.runtime import Session, load
+from qcc.verify.fuzz import Engine
 from qcc.verify.interp import evaluate
 
 
@@ -68,3 +71,14 @@ def _small_graph() -> Graph:
     c = b.constant(np.full(8, (128 << 32) + (1 << 31), np.int64), "c")
     grid = Quant(8, False, (Dyadic(1, 0),), 128)
     return b.graph([b.op("idense", (x, w, m, c), name="y", quant=grid, shift=32, qmin=0, qmax=255)])
+
+
+def target_engine(target: Target) -> Engine:
+    """An engine for fuzzing: compiles the graph for ``target``, and runs it once, on whatever codes there are."""
+
+    def run(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        with trial_session(graph, target) as session:
+            batch = next((len(inputs[s.name]) for s in session.inputs if s.batched), 1)
+            return session.run_codes(inputs, batch)
+
+    return run

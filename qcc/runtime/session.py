@@ -53,14 +53,21 @@ class Session:
         ``raw`` the codes. A model of a fixed leading size b takes any multiple k·b, and runs k times.
         Raises ConfigError for a wrong name, shape or dtype, an empty batch, and NaN.
         """
-        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        arrays = {name: _native(np.asarray(array)) for name, array in inputs.items()}
         runs, batch = self._measure(arrays)
-        codes = {s.name: quantize_input(s, _native(arrays[s.name])) for s in self.inputs}
-        parts = [self._backend.run(part, batch) for part in self._split(codes, runs)]
+        codes = {s.name: quantize_input(s, arrays[s.name]) for s in self.inputs}
+        parts = [self.run_codes(part, batch) for part in _split(codes, runs)]
         results = {s.name: _joined([p[s.name] for p in parts]) for s in self.outputs}
         if raw:
             return results
         return {s.name: dequantize_output(s, results[s.name]) for s in self.outputs}
+
+    def run_codes(self, codes: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
+        """Codes of every output, for one call of the backend; nothing about ``codes`` is checked.
+
+        They are arrays of the inputs' element types, [batch, …], of any strides and alignment.
+        """
+        return self._backend.run({name: _aligned(array) for name, array in codes.items()}, batch)
 
     def _measure(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
         """How often the backend runs, and the batch of each run."""
@@ -79,9 +86,6 @@ class Session:
         batched = any(s.batched for s in (*self.inputs, *self.outputs))
         return (1, count) if batched else (count, 1)
 
-    def _split(self, codes: Mapping[str, NDArray[Any]], runs: int) -> list[dict[str, NDArray[Any]]]:
-        return [{name: _aligned(_part(a, i, runs)) for name, a in codes.items()} for i in range(runs)]
-
 
 def _count(spec: TensorSpec, array: NDArray[Any]) -> int:
     """How many batches of ``spec`` the array holds. Raises ConfigError."""
@@ -97,6 +101,10 @@ def _count(spec: TensorSpec, array: NDArray[Any]) -> int:
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _split(codes: Mapping[str, NDArray[Any]], runs: int) -> list[dict[str, NDArray[Any]]]:
+    return [{name: _part(a, i, runs) for name, a in codes.items()} for i in range(runs)]
 
 
 def _part(array: NDArray[Any], index: int, runs: int) -> NDArray[Any]:
