@@ -7,7 +7,10 @@ from qcc.errors import ConfigError
 from qcc.passmgr.base import Pass
 from qcc.passmgr.plugins import make_pass
 
-DEFAULT: Final = ("canonicalize", "fold-batch-norm", "canonicalize", "calibrate", "quantize", "dyadic")
+DEFAULT: Final = ("fold-batch-norm", "canonicalize", "calibrate", "quantize", "dyadic")
+
+ON_REQUEST: Final = {"byte-input": ("byte-input", "canonicalize")}
+"""Passes that run only when options are given for them, with what follows them; before calibration."""
 
 
 def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
@@ -15,6 +18,8 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - set(DEFAULT)):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
-    return tuple(make_pass(name, options.get(name)) for name in DEFAULT)
+    start = DEFAULT.index("calibrate")
+    asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
+    return tuple(make_pass(name, options.get(name)) for name in (*DEFAULT[:start], *asked, *DEFAULT[start:]))

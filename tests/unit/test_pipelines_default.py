@@ -1,0 +1,20 @@
+"""The ready-made pipeline: its order, and what is in it only on request."""
+
+import pytest
+
+from qcc.errors import ConfigError
+from qcc.passmgr.plugins import make_recipe
+
+
+def test_bytes_are_folded_before_calibration_and_only_on_request() -> None:
+    assert "byte-input" not in [p.name for p in make_recipe("default", {})]
+    passes = make_recipe("default", {"byte-input": {"layout": "NHWC"}})
+    names = [p.name for p in passes]
+    assert names.index("canonicalize") < names.index("byte-input") < names.index("calibrate")
+    assert names[names.index("byte-input") + 1] == "canonicalize"
+    assert str(passes[names.index("byte-input")]) == "byte-input{layout=NHWC}"
+
+
+def test_options_of_a_pass_that_does_not_run_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="'fold-relu', which the default pipeline does not have"):
+        make_recipe("default", {"fold-relu": {}})
