@@ -20,13 +20,21 @@ find_python() {
     return 1
 }
 
+# What a stamp says is installed includes what an earlier call without the extra would install.
+is_installed() {
+    local stamp
+    for stamp in .venv/.installed"${extra:+-$extra}"*; do
+        if cmp -s pyproject.toml "$stamp"; then return 0; fi
+    done
+    return 1
+}
+
 if [ ! -x .venv/bin/python ]; then
     python=$(find_python)
     "$python" -m venv .venv
 fi
-stamp=.venv/.installed${extra:+-$extra}
-if ! cmp -s pyproject.toml "$stamp"; then
+if ! is_installed; then
     echo "installing qcc${extra:+ and its '$extra' extra} into $PWD/.venv …" >&2
     .venv/bin/python -m pip install --quiet --editable ".${extra:+[$extra]}"
-    cp pyproject.toml "$stamp"
+    cp pyproject.toml ".venv/.installed${extra:+-$extra}"
 fi

@@ -13,5 +13,5 @@ run() {
 
 run qcc compile -c qcc.yaml --force
 run qcc verify digits.qcc --data evaluation.npz
-run qcc run digits.qcc --data evaluation.npz -o answers.npz
+run qcc run digits.qcc --data evaluation.npz -o answers.npz --force
 run python show.py evaluation.npz answers.npz

@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 from qcc.artifact.manifest import Manifest, PluginSpec
-from qcc.cli import main
 from qcc.errors import ArtifactError, ConfigError
 from qcc.frontend.export import export_onnx
 from qcc.ir.build import GraphBuilder
@@ -30,8 +29,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUICKSTART = EXAMPLES / "quickstart"
 PASSES = "canonicalize, fold-batch-norm, canonicalize, calibrate, quantize, power-of-two-scales, dyadic"
 
-Run = Callable[..., tuple[int, str, str]]
-"""``qcc ARGUMENTS`` → exit code, stdout, stderr."""
+Qcc = Callable[..., Any]
+Install = Callable[[str, str, str, str], None]
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qcc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a one-module distribution by hand, as pip would lay it out."""
 
     def lay_out(distribution: str, entry_points: str, module: str, source: str) -> None:
@@ -211,26 +198,22 @@ def test_packages_register_their_plug_ins() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_command_line_lists_the_plug_ins(qcc: Run) -> None:
-    code, out, _ = qcc("passes", "--json")
-    assert code == 0
-    assert '"power-of-two-scales"' in out
-    code, out, _ = qcc("targets", "listing")
-    assert code == 0
-    assert "JSON listing" in out
+def test_command_line_lists_the_plug_ins(run_qcc: Qcc) -> None:
+    assert '"power-of-two-scales"' in run_qcc("passes", "--json").out
+    assert "JSON listing" in run_qcc("targets", "listing").out
 
 
-def compile_digits(qcc: Run, output: Path, target: str) -> tuple[int, str, str]:
-    return qcc("compile", "-c", QUICKSTART / "qcc.yaml", "-t", target, "--pipeline", PASSES, "-o", output)
+def compile_digits(run_qcc: Qcc, output: Path, target: str) -> Any:
+    return run_qcc("compile", "-c", QUICKSTART / "qcc.yaml", "-t", target, "--pipeline", PASSES, "-o", output)
 
 
 @pytest.mark.usefixtures("installed")
-def test_digits_on_the_listing_target_are_bit_identical_to_the_reference(qcc: Run, tmp_path: Path) -> None:
+def test_digits_on_the_listing_target_are_bit_identical_to_the_reference(run_qcc: Qcc, tmp_path: Path) -> None:
     codes = {}
     images = np.load(QUICKSTART / "evaluation.npz")["image"][:32]
     for target in ("listing", "ref"):
-        code, _, err = compile_digits(qcc, tmp_path / f"{target}.qcc", target)
-        assert code == 0, err
+        result = compile_digits(run_qcc, tmp_path / f"{target}.qcc", target)
+        assert result.code == 0, result.err
         session = load(tmp_path / f"{target}.qcc")
         assert any(spelling.startswith("power-of-two-scales") for spelling in session.manifest.pipeline)
         codes[target] = session.run({"image": images}, raw=True)["logits"]
@@ -246,17 +229,16 @@ graph @g float(%x: Nx4xf32) {
 
 
 @pytest.mark.usefixtures("installed")
-def test_listing_refuses_a_model_with_an_operation_it_does_not_have(qcc: Run, tmp_path: Path) -> None:
+def test_listing_refuses_a_model_with_an_operation_it_does_not_have(run_qcc: Qcc, tmp_path: Path) -> None:
     onnx.save(export_onnx(parse(SOFTMAX)), tmp_path / "softmax.onnx")
     np.savez(tmp_path / "data.npz", x=np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4))
-    code, _, err = qcc(
+    result = run_qcc(
         *("compile", tmp_path / "softmax.onnx", "-d", tmp_path / "data.npz", "-t", "listing"),
         *("--pipeline", PASSES, "-o", tmp_path / "softmax.qcc"),
     )
-    assert code == 6
-    assert len(err.splitlines()) == 1
-    assert "listing" in err
-    assert "isoftmax" in err
+    assert result.code == 6
+    assert "listing" in result.complaint
+    assert "isoftmax" in result.complaint
     assert not (tmp_path / "softmax.qcc").exists()
 
 
@@ -275,43 +257,40 @@ class Mine(Pass):
 """
 
 
-def test_a_pass_that_raises_is_one_line(qcc: Run, install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_pass_that_raises_is_one_line(run_qcc: Qcc, install: Install, tmp_path: Path) -> None:
     install("raising", "[qcc.passes]\nmine = raising_pass:Mine\n", "raising_pass", PASS)
     command = ("compile", QUICKSTART / "digits.onnx", "-t", "ref", "-o", tmp_path / "out.qcc")
-    code, _, err = qcc(*command, "--pipeline", "canonicalize, mine")
-    assert code == 4
-    assert len(err.splitlines()) == 1
-    assert "'mine' raised AttributeError" in err
-    assert "in pass 2/2" in err
+    result = run_qcc(*command, "--pipeline", "canonicalize, mine")
+    assert result.code == 4
+    assert "'mine' raised AttributeError" in result.complaint
+    assert "in pass 2/2" in result.complaint
     assert not (tmp_path / "out.qcc").exists()
 
 
-def test_a_plug_in_that_does_not_import_is_one_line(qcc: Run, install: Callable[..., None]) -> None:
+def test_a_plug_in_that_does_not_import_is_one_line(run_qcc: Qcc, install: Install) -> None:
     install("broken", "[qcc.passes]\nmine = broken_pass:Mine\n", "broken_pass", "import no_such_module\n")
-    code, _, err = qcc("passes", "mine")
-    assert code == 4
-    assert err.splitlines() == [
-        "qcc: qcc.passes: 'mine' of broken does not load: ModuleNotFoundError: No module named 'no_such_module'"
-    ]
+    result = run_qcc("passes", "mine")
+    assert result.code == 4
+    assert "'mine' of broken does not load: ModuleNotFoundError" in result.complaint
 
 
-def test_two_packages_with_one_name_are_an_error_that_names_both(qcc: Run, install: Callable[..., None]) -> None:
+def test_two_packages_with_one_name_are_an_error_that_names_both(run_qcc: Qcc, install: Install) -> None:
     for name in ("first", "second"):
         install(name, f"[qcc.passes]\nmine = {name}_pass:Mine\n", f"{name}_pass", PASS)
-    code, _, err = qcc("passes")
-    assert code == 4
-    assert err.splitlines() == ["qcc: qcc.passes: 'mine' is provided by first and second"]
+    result = run_qcc("passes")
+    assert result.code == 4
+    assert result.complaint == "qcc: qcc.passes: 'mine' is provided by first and second"
 
 
-def test_a_package_cannot_take_the_name_of_a_built_in(qcc: Run, install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_package_cannot_take_the_name_of_a_built_in(run_qcc: Qcc, install: Install, tmp_path: Path) -> None:
     install("impostor", "[qcc.targets]\nref = impostor_target:Mine\n", "impostor_target", PASS)
-    code, _, err = compile_digits(qcc, tmp_path / "out.qcc", "ref")
-    assert code == 4
-    assert err.splitlines() == ["qcc: qcc.targets: 'ref' is provided by impostor and qcc"]
+    result = compile_digits(run_qcc, tmp_path / "out.qcc", "ref")
+    assert result.code == 4
+    assert result.complaint == "qcc: qcc.targets: 'ref' is provided by impostor and qcc"
 
 
-def test_a_class_that_is_no_target_is_refused(qcc: Run, install: Callable[..., None]) -> None:
+def test_a_class_that_is_no_target_is_refused(run_qcc: Qcc, install: Install) -> None:
     install("confused", "[qcc.targets]\nmine = confused_target:Mine\n", "confused_target", PASS)
-    code, _, err = qcc("targets", "mine")
-    assert code == 4
-    assert "not a subclass of qcc.passmgr.target.Target" in err
+    result = run_qcc("targets", "mine")
+    assert result.code == 4
+    assert "not a subclass of qcc.passmgr.target.Target" in result.complaint
