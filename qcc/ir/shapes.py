@@ -39,6 +39,13 @@ def _positive(o: Op, shape: Shape) -> Shape:
     return shape
 
 
+def _check_window(o: Op, kernel: Sequence[int]) -> None:
+    """Raise VerifyError unless kernel, strides and dilations are positive pairs, and pads four, none negative."""
+    pairs = (tuple(kernel), o.ints_attr("strides"), o.ints_attr("dilations"))
+    _require(o, all(len(p) == 2 and min(p) > 0 for p in pairs), "kernel, strides and dilations must be positive pairs")
+    _require(o, len(o.ints_attr("pads")) == 4 and min(o.ints_attr("pads")) >= 0, "pads must be four, none negative")
+
+
 def elementwise(o: Op) -> Shape:
     return broadcast([v.type.shape for v in o.operands])
 
@@ -58,6 +65,7 @@ def conv2d(o: Op) -> Shape:
     _require(o, len(x) == 4 and len(w) == 4, "conv2d takes [N,C,H,W] and [O,C/g,kh,kw]")
     groups = o.int_attr("groups")
     _require(o, groups > 0 and x[1] == w[1] * groups and w[0] % groups == 0, f"channels do not fit {groups} groups")
+    _check_window(o, w[2:])
     top, left, bottom, right = o.ints_attr("pads")
     (sh, sw), (dh, dw) = o.ints_attr("strides"), o.ints_attr("dilations")
     rows = window(x[2], w[2], sh, top + bottom, dh)
@@ -70,6 +78,7 @@ def conv_transpose2d(o: Op) -> Shape:
     _require(o, len(x) == 4 and len(w) == 4, "conv_transpose2d takes [N,C,H,W] and [C,O/g,kh,kw]")
     groups = o.int_attr("groups")
     _require(o, groups > 0 and x[1] == w[0] and w[0] % groups == 0, f"channels do not fit {groups} groups")
+    _check_window(o, w[2:])
     top, left, bottom, right = o.ints_attr("pads")
     (sh, sw), (dh, dw), (eh, ew) = o.ints_attr("strides"), o.ints_attr("dilations"), o.ints_attr("output_padding")
     rows = (x[2] - 1) * sh + dh * (w[2] - 1) + 1 - top - bottom + eh
@@ -92,6 +101,7 @@ def matmul(o: Op) -> Shape:
 def pool2d(o: Op) -> Shape:
     x = o.operands[0].type.shape
     _require(o, len(x) == 4, "pooling takes [N,C,H,W]")
+    _check_window(o, o.ints_attr("kernel"))
     top, left, bottom, right = o.ints_attr("pads")
     if "ceil_pads" in o.attrs:
         below, beyond = o.ints_attr("ceil_pads")
@@ -136,7 +146,7 @@ def sliced(o: Op) -> Shape:
 def padded(o: Op) -> Shape:
     x = o.operands[0].type.shape
     pads = o.ints_attr("pads")
-    _require(o, len(pads) == 2 * len(x) and min(pads) >= 0, f"bad pads {pads}")
+    _require(o, len(pads) == 2 * len(x) and min(pads, default=0) >= 0, f"bad pads {pads}")
     _require(o, x[0] != BATCH or pads[0] == pads[len(x)] == 0, "the batch cannot be padded")
     values = o.attrs["values"]
     fits = isinstance(values, tuple) and (len(values) == 1 or (len(x) > 1 and len(values) == x[1]))
@@ -173,6 +183,7 @@ def gathered(o: Op) -> Shape:
 def dilated(o: Op) -> Shape:
     n, c, h, w = o.operands[0].type.shape
     fh, fw = o.ints_attr("factors")
+    _require(o, fh > 0 and fw > 0, f"bad factors {(fh, fw)}")
     return (n, c, (h - 1) * fh + 1, (w - 1) * fw + 1)
 
 
