@@ -20,7 +20,7 @@ from tvm import tirx
 from qcc.errors import TargetError
 from qcc_targets.cpu.isa import Isa
 
-_PER_UNIT: Final = 4
+_PER_UNIT: Final = 8
 """Functions in one module: fixed, so that the number of processes never changes the result."""
 
 

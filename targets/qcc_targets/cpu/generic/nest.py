@@ -67,12 +67,7 @@ def loops(dims: Sequence[int], body: Callable[[Index], None], index: Index = ())
 def in_lanes(extent: int, lanes: int, body: Callable[[Any], None]) -> None:
     """Emit ``body(i)`` for i in [0, extent): blocks of ``lanes`` as vectors, the rest one by one."""
     blocks = extent // lanes
-    if blocks == 1:
-        with T.vectorized(0, lanes) as lane:
-            body(lane)
-    elif blocks:
-        with T.serial(0, blocks) as block, T.vectorized(0, lanes) as lane:
-            body(block * lanes + lane)
+    loops((blocks,) if blocks else (), lambda b: vector(lanes, body, b[0] * lanes) if b else None)
     if rest := extent % lanes:
         with T.serial(0, rest) as left:
             body(blocks * lanes + left)
