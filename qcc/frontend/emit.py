@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.errors import ModelError
-from qcc.frontend.limits import MAX_ELEMENTS, MAX_RANK, count
+from qcc.frontend.limits import MAX_ALL_INDICES, MAX_ELEMENTS, MAX_RANK, Budget, count
 from qcc.frontend.node import Known, Tensor, UnsupportedNodeError
 from qcc.ir.build import GraphBuilder, infer
 from qcc.ir.expr import Expr
@@ -29,8 +29,10 @@ class Emitter:
     operations that compute refuse marked operands, for f32 would not wrap around as integers do.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, budget: Budget) -> None:
         self._builder = GraphBuilder(name)
+        self._budget = budget
+        self._indices = 0
         self._constants: dict[int, tuple[Known, Value]] = {}
         self._marks: dict[str, str] = {}
         self.stem = name
@@ -44,6 +46,9 @@ class Emitter:
 
     def op(self, kind: str, *operands: Value, **attrs: Attr) -> Value:
         """Append an operation. Raises VerifyError, ModelError or UnsupportedNodeError."""
+        self._indices += sum(len(a) for a in attrs.values() if isinstance(a, tuple))
+        if self._indices > MAX_ALL_INDICES:
+            raise ModelError("the model's gathers and resizes hold too many indices")
         mark = next((m for v in operands if (m := self.mark(v))), None)
         if mark and kind not in _MOVING:
             raise UnsupportedNodeError(f"it computes on {mark}", "cast to float32 before it, or cut the graph here")
@@ -87,6 +92,7 @@ class Emitter:
             raise UnsupportedNodeError(f"constant '{name}' depends on the batch", "fix the batch size (--batch)")
         if array.dtype not in (np.float32, np.int64):
             raise UnsupportedNodeError(f"constant '{name}' holds {array.dtype}", "make it float32")
+        self._budget.spend(array.nbytes)
         check_finite(array, name)
         return self._builder.constant(array, self._builder.fresh(name))
 

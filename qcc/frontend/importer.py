@@ -15,7 +15,7 @@ from qcc.frontend.convert.unsupported import foreign_domain, no_counterpart
 from qcc.frontend.emit import Emitter, check_pads
 from qcc.frontend.fold import FOLDERS, fold
 from qcc.frontend.inputs import Input, bind_inputs
-from qcc.frontend.limits import FoldBudget
+from qcc.frontend.limits import Budget
 from qcc.frontend.naming import legal, renamed
 from qcc.frontend.node import Known, Node, Tensor, UnsupportedNodeError, label
 from qcc.frontend.order import needed_nodes
@@ -38,8 +38,9 @@ class Importer:
         self._proto: GraphProto = source.proto.graph
         self._opset = source.opset
         self._reader = reader
-        self._emitter = Emitter("model")
-        self._budget = FoldBudget(source.size)
+        self._budget = Budget()
+        self._budget.grant(source.size)
+        self._emitter = Emitter("model", self._budget)
         self._stored = _initializers(self._proto)
         self._values: dict[str, Tensor | None] = {}
         self._names: dict[str, str] = {}
@@ -69,14 +70,16 @@ class Importer:
         try:
             if proto.domain not in DEFAULT_DOMAINS:
                 raise foreign_domain(proto.domain)
-            results = self._results(proto)
+            with np.errstate(all="ignore"):  # what overflows becomes Inf, which no constant may hold
+                results = self._results(proto)
         except UnsupportedNodeError as e:
             self._reject(proto, e)
             return
         except ModelError as e:
             raise e if str(e).startswith(label(proto)) else ModelError(f"{label(proto)}: {e}") from None
         except _MALFORMED as e:
-            raise ModelError(f"{label(proto)}: malformed: {e}") from e
+            detail = str(e).split(": ", 1)[-1] if isinstance(e, VerifyError) else f"malformed: {e}"
+            raise ModelError(f"{label(proto)}: {detail}") from e
         for name, result in zip(proto.output, results, strict=False):
             if name:
                 self._bind(name, result)
@@ -115,7 +118,9 @@ class Importer:
 
     def _tensor(self, name: str) -> Tensor | None:
         if name not in self._values:
-            self._values[name] = Known(self._reader.read(self._stored[name]), legal(name))
+            array = self._reader.read(self._stored[name])
+            self._budget.grant(array.nbytes)
+            self._values[name] = Known(array, legal(name))
         return self._values[name]
 
     def _bind(self, name: str, tensor: Tensor | None) -> None:

@@ -15,17 +15,23 @@ MAX_ELEMENTS: Final = 2**31
 MAX_FOLDED_ELEMENTS: Final = 2**27
 """Elements of one tensor that is computed at import time."""
 
-MAX_FOLDED_BYTES: Final = 2**30
-"""Bytes of all tensors computed at import time, on top of four times the size of the weights."""
+MAX_SYMBOLIC_ELEMENTS: Final = 2**16
+"""Elements of one tensor that depends on the batch; what it holds are sizes, so it is short."""
 
-MAX_FOLDED_PRODUCTS: Final = 2**33
-"""Multiplications of one matrix product that is computed at import time."""
+MAX_FOLDED_BYTES: Final = 2**29
+"""Bytes that import-time computation may read and write, on top of eight times the weights."""
+
+MAX_FOLDED_PRODUCTS: Final = 2**34
+"""Multiplications in all matrix products that are computed at import time."""
 
 MAX_RANK: Final = 8
 """Dimensions of a tensor that is computed at run time."""
 
 MAX_INDICES: Final = 2**20
 """Length of an index list that an operation carries (gather, resize)."""
+
+MAX_ALL_INDICES: Final = 2**24
+"""Length of all such lists together."""
 
 
 def count(shape: Iterable[int]) -> int:
@@ -36,25 +42,36 @@ def count(shape: Iterable[int]) -> int:
     return total
 
 
-class FoldBudget:
-    """Meters what folding allocates, so that a small file cannot ask for much memory.
+class Budget:
+    """Meters what an import computes, so that a small file cannot ask for much time or memory.
 
-    ``weights`` is the model's size in bytes: real models fold at most a few copies of their weights.
+    Real models fold their weights a few times over: every stored tensor enlarges the budget.
     """
 
-    def __init__(self, weights: int) -> None:
-        self._left = MAX_FOLDED_BYTES + 4 * weights
+    def __init__(self, max_elements: int = MAX_FOLDED_ELEMENTS) -> None:
+        self._max_elements = max_elements
+        self._bytes = MAX_FOLDED_BYTES
+        self._products = MAX_FOLDED_PRODUCTS
 
-    def claim(self, shape: Iterable[int], itemsize: int = 8) -> None:
-        """Reserve room for one result before it is computed. Raises ModelError when it is too large."""
+    def grant(self, size: int) -> None:
+        """Account for ``size`` bytes of stored weights."""
+        self._bytes += 8 * size
+
+    def claim(self, shape: Iterable[int]) -> None:
+        """Reserve room for a result before it is computed. Raises ModelError when it is too large."""
         size = count(shape)
-        if size > MAX_FOLDED_ELEMENTS:
-            raise ModelError(f"a constant of {size} elements is computed here, the limit is {MAX_FOLDED_ELEMENTS}")
-        self._left -= size * itemsize
-        if self._left < 0:
+        if size > self._max_elements:
+            raise ModelError(f"a constant of {size} elements is computed here, the limit is {self._max_elements}")
+        self.spend(size * 8)
+
+    def spend(self, size: int) -> None:
+        """Account for ``size`` bytes read or written. Raises ModelError when there were too many."""
+        self._bytes -= size
+        if self._bytes < 0:
             raise ModelError("the model's constant subgraphs compute more data than any real model needs")
 
     def multiply(self, products: int) -> None:
-        """Refuse a matrix product of more than ``MAX_FOLDED_PRODUCTS`` multiplications."""
-        if products > MAX_FOLDED_PRODUCTS:
-            raise ModelError(f"a constant product of {products} multiplications is computed here, the limit is 2**33")
+        """Account for the multiplications of a matrix product. Raises ModelError when there were too many."""
+        self._products -= products
+        if self._products < 0:
+            raise ModelError(f"constant matrix products need more than {MAX_FOLDED_PRODUCTS} multiplications")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import DecodeError
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from qcc.errors import ModelError
 from qcc.frontend.limits import MAX_FILE_BYTES
@@ -44,6 +44,8 @@ def read_source(path: Path) -> Source:
         raise ModelError(f"{path}: not an ONNX model, or damaged: it has no graph with outputs")
     if not 3 <= proto.ir_version <= MAX_IR:
         raise ModelError(f"{path}: ONNX IR version {proto.ir_version} is not supported (3 to {MAX_IR} are)")
+    if not _is_text(proto.graph):
+        raise ModelError(f"{path}: damaged: a name is not UTF-8")
     return Source(proto, _opset(path, proto), len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -59,6 +61,17 @@ def _read_bytes(path: Path) -> bytes:
     if not data:
         raise ModelError(f"{path}: the file is empty")
     return data
+
+
+def _is_text(graph: GraphProto) -> bool:
+    """Whether every name is text: protobuf yields what is not UTF-8 as bytes."""
+    entries = (*graph.input, *graph.output, *graph.initializer, *graph.value_info)
+    names = [e.name for e in entries]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    for info in (*graph.input, *graph.value_info):
+        names += [d.dim_param for d in info.type.tensor_type.shape.dim]
+    return all(isinstance(name, str) for name in names)
 
 
 def _opset(path: Path, proto: ModelProto) -> int:

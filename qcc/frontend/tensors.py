@@ -99,7 +99,7 @@ class TensorReader:
             self.converted[name] = self.converted.get(name, 0) + 1
         if tensor.data_type == TensorProto.BFLOAT16:
             return (flat.astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        with np.errstate(over="ignore"):  # an overflow becomes Inf, which is reported where it is used
+        with np.errstate(all="ignore"):  # an overflow becomes Inf, which no constant may hold
             return flat.astype(target).reshape(shape)
 
     def _external(self, tensor: TensorProto, size: int) -> bytes:

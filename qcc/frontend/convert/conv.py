@@ -69,18 +69,21 @@ def _transposed_windows(node: Node, kernel: Sequence[int], size: Sequence[int]) 
     if len(extra) != rank or min(extra) < 0:
         raise node.error(f"output_padding {extra} must be {rank} sizes")
     output = node.attr_ints("output_shape", [])[-rank:]
-    mode = auto_pad(node)
-    if not output and mode.startswith("SAME"):
-        output = [s * step for s, step in zip(size, windows.strides[-rank:], strict=True)]
+    mode, strides = auto_pad(node), windows.strides[-rank:]
+    automatic = not output and mode.startswith("SAME")
+    if automatic:
+        output = [s * step for s, step in zip(size, strides, strict=True)]
     if output:
         if len(output) != rank or min(output) < 1:
             raise node.error(f"output_shape {output} must be {rank} positive sizes")
         full = [
             step * (s - 1) + e + reach
-            for s, step, e, reach in zip(size, windows.strides[-rank:], extra, windows.extent[-rank:], strict=True)
+            for s, step, e, reach in zip(size, strides, extra, windows.extent[-rank:], strict=True)
         ]
         totals = [f - o for f, o in zip(full, output, strict=True)]
-        if any(-t >= step for t, step in zip(totals, windows.strides[-rank:], strict=True)):
+        if automatic:  # onnxruntime does not enlarge where the kernel is smaller than the stride
+            totals = [max(0, t) for t in totals]
+        if any(-t >= step for t, step in zip(totals, strides, strict=True)):
             raise node.error(f"output_shape {output} is out of reach: its windows end at {full}")
         extra = [e + max(0, -t) for e, t in zip(extra, totals, strict=True)]
         begin, end = share([max(0, t) for t in totals], mode if mode == "SAME_UPPER" else "SAME_LOWER")

@@ -66,7 +66,7 @@ def _ceil_pads(node: Node, windows: Windows, size: Sequence[int]) -> tuple[int, 
 
     The last window must begin inside the input or the padding before it (ONNX opset 19, PyTorch).
     """
-    if not node.attr_int("ceil_mode", 0) or auto_pad(node) != "NOTSET":
+    if not node.attr_int("ceil_mode", 0) or auto_pad(node).startswith("SAME"):
         return (0, 0)
     rows, columns = [1, *size][-2:]
     extra = []

@@ -65,8 +65,8 @@ def _axes(node: Node, x: Value) -> list[_Axis]:
     result: list[_Axis] = []
     for axis, (length, scale), region in zip(places, pairs, roi, strict=True):
         size = x.type.shape[axis]
-        if size == BATCH:
-            continue  # ``_scales`` has made sure that it keeps its size
+        if length == size and scale == 1 and transform != "tf_crop_and_resize":
+            continue  # as in onnxruntime, whatever the transformation says of an unscaled axis
         if not 0 < length <= MAX_INDICES:
             raise node.error(f"a result of size {length} along axis {axis}")
         coordinates = _coordinates(node, transform, size, length, scale, region)
@@ -76,7 +76,7 @@ def _axes(node: Node, x: Value) -> list[_Axis]:
 
 
 def _scales(node: Node, dims: Sequence[int | Dim]) -> list[tuple[int, float]]:
-    """Result size and scale per axis; a batch keeps its size, as -1."""
+    """Result size and scale per axis; those of a batch are BATCH and 1."""
     if node.opset < 11:
         return _by_scales(node, 1, dims)
     if node.has(2) and node.known(2, "scales").size:
@@ -92,7 +92,7 @@ def _scales(node: Node, dims: Sequence[int | Dim]) -> list[tuple[int, float]]:
 
 def _target(dim: int | Dim, size: int | Dim) -> tuple[int, float]:
     if dim == size:
-        return (-1 if isinstance(dim, Dim) else dim, 1.0)
+        return (BATCH if isinstance(dim, Dim) else dim, 1.0)
     if isinstance(dim, Dim) or isinstance(size, Dim):
         raise UnsupportedNodeError("it resizes the batch", FIX_BATCH)
     return size, float(F(size) / F(dim))
@@ -107,7 +107,7 @@ def _by_scales(node: Node, index: int, dims: Sequence[int | Dim]) -> list[tuple[
         if not isinstance(dim, Dim):
             result.append((int(min(float(F(dim) * F(scale)), 2.0**40)), scale))
         elif scale == 1:
-            result.append((-1, 1.0))
+            result.append((BATCH, 1.0))
         else:
             raise UnsupportedNodeError("it resizes the batch", FIX_BATCH)
     return result

@@ -63,8 +63,10 @@ def read_windows(node: Node, kernel: Sequence[int], size: Sequence[int]) -> Wind
     begin, end = _pads(node, rank)
     mode = auto_pad(node)
     if mode in ("SAME_UPPER", "SAME_LOWER"):
-        extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-        totals = [max(0, (-(-s // step) - 1) * step + e - s) for s, step, e in zip(size, strides, extents, strict=True)]
+        if max(dilations) > 1 and node.op != "ConvTranspose":
+            # the standard, onnxruntime's pooling and its convolution disagree about these
+            raise UnsupportedNodeError(f"auto_pad {mode} with dilations {dilations} is ambiguous", "give explicit pads")
+        totals = [max(0, (-(-s // step) - 1) * step + k - s) for s, step, k in zip(size, strides, kernel, strict=True)]
         begin, end = share(totals, mode)
     elif mode == "VALID":
         begin, end = [0] * rank, [0] * rank

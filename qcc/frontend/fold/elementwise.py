@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from qcc.frontend.dims import Dim, decide
 from qcc.frontend.fold.base import Folder
-from qcc.frontend.limits import FoldBudget
+from qcc.frontend.limits import Budget
 from qcc.frontend.node import Node
 
 Array = NDArray[Any]
 
 
-def _operands(node: Node, budget: FoldBudget, count: int | None = None) -> list[Array]:
+def _operands(node: Node, budget: Budget, count: int | None = None) -> list[Array]:
     arrays = [node.known(i, "operand") for i in range(len(node.inputs) if count is None else count)]
     budget.claim(np.broadcast_shapes(*(a.shape for a in arrays)))
     return arrays
 
 
 def _unary(function: Callable[[Array], Array]) -> Folder:
-    def folder(node: Node, budget: FoldBudget) -> list[Array]:
+    def folder(node: Node, budget: Budget) -> list[Array]:
         (a,) = _operands(node, budget, 1)
         return [function(a)]
 
@@ -34,7 +34,7 @@ def _unary(function: Callable[[Array], Array]) -> Folder:
 
 
 def _binary(function: Callable[[Array, Array], Array]) -> Folder:
-    def folder(node: Node, budget: FoldBudget) -> list[Array]:
+    def folder(node: Node, budget: Budget) -> list[Array]:
         a, b = _operands(node, budget, 2)
         return [function(a, b)]
 
@@ -42,7 +42,7 @@ def _binary(function: Callable[[Array, Array], Array]) -> Folder:
 
 
 def _variadic(function: Callable[[Array, Array], Array]) -> Folder:
-    def folder(node: Node, budget: FoldBudget) -> list[Array]:
+    def folder(node: Node, budget: Budget) -> list[Array]:
         return [reduce(function, _operands(node, budget))]
 
     return folder
@@ -74,17 +74,17 @@ def _power(a: Array, b: Array) -> Array:
     return np.power(a, b.astype(np.float64)).astype(a.dtype)
 
 
-def _modulo(node: Node, budget: FoldBudget) -> list[Array]:
+def _modulo(node: Node, budget: Budget) -> list[Array]:
     a, b = _operands(node, budget, 2)
     return [np.asarray(np.fmod(a, b) if node.attr_int("fmod", 0) else np.mod(a, b))]
 
 
-def _where(node: Node, budget: FoldBudget) -> list[Array]:
+def _where(node: Node, budget: Budget) -> list[Array]:
     condition, a, b = _operands(node, budget, 3)
     return [np.where(condition.astype(bool), a, b)]
 
 
-def _cast(node: Node, budget: FoldBudget) -> list[Array]:
+def _cast(node: Node, budget: Budget) -> list[Array]:
     (a,) = _operands(node, budget, 1)
     if node.op == "CastLike":
         like = node.known(1, "target type").dtype
@@ -101,14 +101,14 @@ def _cast(node: Node, budget: FoldBudget) -> list[Array]:
     return [flat.reshape(a.shape)]
 
 
-def _clip(node: Node, budget: FoldBudget) -> list[Array]:
+def _clip(node: Node, budget: Budget) -> list[Array]:
     (a,) = _operands(node, budget, 1)
     low = node.scalar(1, "min", node.attr_float("min", -math.inf))
     high = node.scalar(2, "max", node.attr_float("max", math.inf))
     return [np.minimum(np.maximum(a, low), high).astype(a.dtype)]
 
 
-def _dequantize(node: Node, budget: FoldBudget) -> list[Array]:
+def _dequantize(node: Node, budget: Budget) -> list[Array]:
     """DequantizeLinear of stored weights: per tensor, or along ``axis``."""
     codes, scale = _operands(node, budget, 1)[0], node.known(1, "scale")
     zero = node.known(2, "zero point") if node.has(2) else np.zeros_like(scale, np.int32)
@@ -127,7 +127,7 @@ def _sigmoid(a: Array) -> Array:
     return np.asarray(1.0 / (1.0 + np.exp(-a)))
 
 
-def _mean(node: Node, budget: FoldBudget) -> list[Array]:
+def _mean(node: Node, budget: Budget) -> list[Array]:
     arrays = _operands(node, budget)
     return [reduce(np.add, arrays) / np.float32(len(arrays))]
 

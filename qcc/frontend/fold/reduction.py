@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qcc.frontend.fold.base import Folder
 from qcc.frontend.forms import axes_of
-from qcc.frontend.limits import FoldBudget
+from qcc.frontend.limits import Budget
 from qcc.frontend.node import Node
 
 Array = NDArray[Any]
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 def _reduction(function: Callable[..., Any]) -> Folder:
     """``function(array, axis=…, keepdims=…)`` over the axes that the node names."""
 
-    def folder(node: Node, budget: FoldBudget) -> list[Array]:
+    def folder(node: Node, budget: Budget) -> list[Array]:
         data = node.known(0, "data")
         axes = axes_of(node, data.ndim)
         if not axes and node.attr_int("noop_with_empty_axes", 0):
@@ -46,7 +46,7 @@ def _sum(data: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
 def _extreme(function: Callable[..., Any]) -> Folder:
     """ArgMax or ArgMin: the first index, or the last."""
 
-    def folder(node: Node, budget: FoldBudget) -> list[Array]:
+    def folder(node: Node, budget: Budget) -> list[Array]:
         data = node.fixed(0, "data")
         axis, keep = node.attr_int("axis", 0), bool(node.attr_int("keepdims", 1))
         if node.attr_int("select_last_index", 0):
@@ -57,7 +57,7 @@ def _extreme(function: Callable[..., Any]) -> Folder:
     return folder
 
 
-def _matmul(node: Node, budget: FoldBudget) -> list[Array]:
+def _matmul(node: Node, budget: Budget) -> list[Array]:
     a, b = node.fixed(0, "operand"), node.fixed(1, "operand")
     if a.ndim == 0 or b.ndim == 0:
         raise node.error("takes no scalars")
@@ -68,7 +68,7 @@ def _matmul(node: Node, budget: FoldBudget) -> list[Array]:
     return [np.matmul(a, b)]
 
 
-def _cumulative_sum(node: Node, budget: FoldBudget) -> list[Array]:
+def _cumulative_sum(node: Node, budget: Budget) -> list[Array]:
     data, axis = node.fixed(0, "data"), int(node.scalar(1, "axis", 0))
     reverse = bool(node.attr_int("reverse", 0))
     data = np.flip(data, axis) if reverse else data
