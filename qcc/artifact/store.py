@@ -25,11 +25,11 @@ _MANIFEST_LIMIT: Final = 16 << 20
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A checked artifact. ``files`` maps relative paths to files on disk.
 
-    An archive's files live in a private temporary folder that goes away with this object.
+    An archive's files live in a private temporary folder that goes away with the mapping ``files``.
     """
 
     path: Path
@@ -41,6 +41,10 @@ class Artifact:
         if (path := self.files.get(name)) is None:
             raise ArtifactError(f"{self.path}: holds no {name}")
         return path.read_bytes()
+
+
+class _Unpacked(dict[str, Path]):
+    """Paths by name; unlike a plain dict it can carry a finalizer."""
 
 
 def write_artifact(out: Path, manifest: Manifest, contents: Mapping[str, bytes], *, force: bool = False) -> Manifest:
@@ -181,13 +185,13 @@ def _unpack(path: Path, archive: zipfile.ZipFile) -> Artifact:
     manifest = _parse_manifest(path, archive.read(MANIFEST))
     _check_listing(path, manifest, sizes)
     root = Path(tempfile.mkdtemp(prefix="qcc-"))
-    artifact = Artifact(path, manifest, {name: root / name for name in manifest.files})
-    weakref.finalize(artifact, shutil.rmtree, root, ignore_errors=True)
+    files = _Unpacked({name: root / name for name in manifest.files})
+    weakref.finalize(files, shutil.rmtree, root, ignore_errors=True)
     for name, info in manifest.files.items():
         data = archive.read(name)
         _check_contents(path, name, info, data)
-        _write_file(root / name, data)
-    return artifact
+        _write_file(files[name], data)
+    return Artifact(path, manifest, files)
 
 
 def _parse_manifest(where: Path, data: bytes) -> Manifest:

