@@ -5,6 +5,7 @@ All cases are operations of one graph, so that each instruction set costs one co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -66,7 +67,7 @@ class Bench:
 
     def requantized(self, kind: str, operands: list[Value], quant: Quant | None = None, **attrs: Any) -> Value:
         quant = quant or grid(9)
-        clamp = {"shift": 32, "qmin": quant.qmin, "qmax": quant.qmax}
+        clamp: dict[str, Any] = {"shift": 32, "qmin": quant.qmin, "qmax": quant.qmax}
         return self.op(kind, operands, quant, **(clamp | attrs))
 
     def conv(
@@ -88,7 +89,7 @@ class Bench:
         operands = [x, w, self.m((outputs,), spread), self.c((outputs,))]
         if residual is not None:
             operands += [residual, self.m((outputs,), 200)]
-        window = {"strides": strides, "pads": pads, "dilations": dilations, "groups": groups}
+        window: dict[str, Any] = {"strides": strides, "pads": pads, "dilations": dilations, "groups": groups}
         return self.requantized("iconv2d", operands, **window, **attrs)
 
     def graph(self) -> Graph:
@@ -177,7 +178,7 @@ def elementwise(b: Bench) -> None:
 def pooling(b: Bench) -> None:
     for quant in (grid(0), grid(7), grid(-3, 8, True)):
         x = b.x(5, 8, 9, quant=quant)
-        window = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
+        window: dict[str, Any] = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
         b.op("max_pool2d", [x], **window)
         b.requantized("isum_pool2d", [x, b.m((), 300), b.c(())], **window)
         b.op("max_pool2d", [x], **window | {"kernel": (2, 3), "pads": (0, 2, 1, 0), "dilations": (2, 1)})
@@ -186,7 +187,7 @@ def pooling(b: Bench) -> None:
             "isum_pool2d", [x, b.m(places, 300), b.c(places)], **window | {"strides": (1, 1), "kernel": (3, 3)}
         )
     x = b.x(70, 7, 7)
-    whole = {"kernel": (7, 7), "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+    whole: dict[str, Any] = {"kernel": (7, 7), "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
     b.requantized("isum_pool2d", [x, b.m((), 2000), b.c((1, 70, 1, 1))], **whole)
     b.op("max_pool2d", [b.x(3, 4, 4)], **whole | {"kernel": (3, 3), "pads": (5, 0, 0, 0)})
 
@@ -195,7 +196,7 @@ def reductions(b: Bench) -> None:
     x = b.x(19, 6, 5)
     for axes in ((2, 3), (1,), (3,), (1, 2, 3)):
         for keepdims in (True, False):
-            spread = 125 * np.prod([x.type.shape[a] for a in axes])
+            spread = 125.0 * math.prod(x.type.shape[a] for a in axes)
             b.requantized("ireduce_sum", [x, b.m((), spread), b.c(())], axes=axes, keepdims=keepdims)
             b.op("reduce_max", [x], axes=axes, keepdims=keepdims)
     b.requantized("ireduce_sum", [x, b.m((1, 19, 1, 1), 700), b.c((1, 19, 1, 1))], axes=(2, 3), keepdims=True)
