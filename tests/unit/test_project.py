@@ -6,8 +6,16 @@ import sys
 import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from qcc import errors
+from qcc.cli import INTERRUPTED, app
+from qcc.errors import QccError
+from qcc.ir.text import parse
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("qcc", "passes", "targets", "tests", "examples")
@@ -96,6 +104,37 @@ def test_continuous_integration_runs_the_second_command() -> None:
 def test_readme_links_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_lists_every_exit_code() -> None:
+    raised = {
+        QccError.exit_code,
+        *(kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QccError)),
+    }
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert listed == raised | {0, INTERRUPTED}
+
+
+def test_readme_lists_every_command() -> None:
+    listed = {
+        name for row in re.findall(r"^\| (`qcc .*?) \|", README, re.MULTILINE) for name in re.findall(r"qcc (\w+)", row)
+    }
+    assert listed == {command.name for command in app.registered_commands}
+
+
+def test_readme_pass_works() -> None:
+    (source,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "(Pass)" in code]
+    names: dict[str, Any] = {}
+    exec(source, names)
+    graph = parse("graph @g float(%x: Nx4xf32) {\n  return %x\n}\n")
+    assert Pipeline((names["CountConstants"](least=2),)).run(graph, PassContext()) is graph
+
+
+def test_readme_layout_exists() -> None:
+    layout = README.partition("## Layout")[2]
+    paths = re.findall(r"^    (\S+/)(?=\s)", layout, re.MULTILINE)
+    assert len(paths) > 4
+    assert [path for path in paths if not (ROOT / path).is_dir()] == []
 
 
 def test_change_notes_are_named_as_their_readme_says() -> None:
