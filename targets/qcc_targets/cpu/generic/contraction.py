@@ -66,7 +66,7 @@ class Block:
 def blocking(isa: Isa, outputs: int, pixels: int) -> tuple[tuple[Block, ...], int]:
     """The blocks of a group's output channels, and the pixels that share a tile's registers."""
     lanes = isa.vector_bits // 32
-    registers = 16 if isa.vector_bits == 512 else 8
+    registers = 24 if isa.vector_bits == 512 else 8
     vectors = min(4 if isa.vector_bits == 512 else 2, -(-outputs // lanes))
     size = vectors * lanes
     blocks = [Block(0, outputs // size, size, lanes), Block(outputs - outputs % size, 1, outputs % size, lanes)]
@@ -154,22 +154,22 @@ class _Emitter:
     def _tile(self, group: Any, block: Block, number: Any, index: Index, columns: int) -> None:
         g, b = self.geometry, self.buffers
         channel = group * g.outputs + (block.start + number * block.outputs)
-        acc = local(columns * block.outputs, "int32")
+        acc = [local(block.outputs, "int32") for _ in range(columns)]
         tile = [(p, first, width) for p in range(columns) for first, width in block.pieces]
 
         def start(p: int, i: Any) -> None:
-            T.buffer_store(acc, b["start"][channel + i], [p * block.outputs + i])
+            T.buffer_store(acc[p], b["start"][channel + i], [i])
 
         for p, first, width in tile:
             vector(width, partial(start, p), first)
         depth = prod(g.taps)
         panel = (group * g.outputs + block.start) * depth + number * (block.outputs * depth)
         x = self.plan.at(0, self.site.view(0).offset + g.x_offset, index) + group * g.group_step
-        loops(g.taps, lambda tap: self._multiply(acc, block, columns, x, panel, tap))
+        loops(g.taps, lambda tap: self._multiply(acc, block, x, panel, tap))
         for p, first, width in tile:
-            vector(width, partial(self._finish, acc, block, channel, index, p), first)
+            vector(width, partial(self._finish, acc[p], channel, index, p), first)
 
-    def _multiply(self, acc: Any, block: Block, columns: int, x: Any, panel: Any, tap: Index) -> None:
+    def _multiply(self, acc: list[Any], block: Block, x: Any, panel: Any, tap: Index) -> None:
         """acc[p, n] += x[p] * w[n]; products of 8-bit codes fit 16 bits, which multiply faster."""
         g, b = self.geometry, self.buffers
         weight = panel + _linear(tap, g.taps) * block.outputs
@@ -179,17 +179,16 @@ class _Emitter:
 
         def product(p: int, i: Any) -> None:
             value = T.cast(b["x"][x + p * step], middle) * T.cast(b["w"][weight + i], middle)
-            slot = p * block.outputs + i
-            T.buffer_store(acc, acc[slot] + T.cast(value, "int32"), [slot])
+            T.buffer_store(acc[p], acc[p][i] + T.cast(value, "int32"), [i])
 
         for first, width in block.pieces:
-            for p in range(columns):
+            for p in range(len(acc)):
                 vector(width, partial(product, p), first)
 
-    def _finish(self, acc: Any, block: Block, channel: Any, index: Index, p: int, i: Any) -> None:
+    def _finish(self, acc: Any, channel: Any, index: Index, p: int, i: Any) -> None:
         g, b = self.geometry, self.buffers
         place = (*index[:-1], index[-1] + p)
-        total = wide(acc[p * block.outputs + i]) * wide(b["m"][channel + i]) + b["c"][channel + i]
+        total = wide(acc[i]) * wide(b["m"][channel + i]) + b["c"][channel + i]
         if "r" in b:
             code = b["r"][self.plan.at(1, self.site.view(4).offset, place) + (channel + i) * g.r_channel]
             total = total + wide(code) * wide(b["mr"][channel + i])
