@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,28 @@ def as_calibration(data: Dataset, graph: Graph) -> CalibrationData:
     typed = CalibrationData(arrays, data.labels, _digest(arrays))
     typed.check(graph)
     return typed
+
+
+def as_bytes(data: Dataset, graph: Graph) -> Dataset:
+    """``data`` that stand for bytes, images in the layout of ``graph``'s inputs whichever they came in.
+
+    Raises ConfigError where something else than whole numbers 0 … 255 is among them.
+    """
+    for name, array in data.arrays.items():
+        if array.dtype.kind not in "fiub" or not np.all((array >= 0) & (array <= 255) & (array == np.rint(array))):
+            raise ConfigError(f"data array '{name}' must hold bytes, whole numbers from 0 to 255, for uint8 inputs")
+    shapes = {v.name: v.type.shape for v in graph.inputs}
+    turned = {name: _turned(a, shapes[name]) if name in shapes else a for name, a in data.arrays.items()}
+    return replace(data, arrays=turned)
+
+
+def _turned(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A batch of images in the other layout where only that one fits ``shape``."""
+    if array.ndim == 4 and array.shape[1:] != shape[1:]:
+        for other in (array.transpose(0, 3, 1, 2), array.transpose(0, 2, 3, 1)):
+            if other.shape[1:] == shape[1:]:
+                return other
+    return array
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:

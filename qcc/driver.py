@@ -17,7 +17,7 @@ from qcc.artifact.contents import graph_files, tensor_spec
 from qcc.artifact.manifest import Manifest, PluginSpec
 from qcc.artifact.store import check_output, write_artifact
 from qcc.config import CompileConfig, merge
-from qcc.data import as_calibration, load_data
+from qcc.data import as_bytes, as_calibration, load_data
 from qcc.device import build_device, check_device
 from qcc.errors import ConfigError
 from qcc.frontend.export import export_onnx
@@ -130,6 +130,8 @@ def _give_data(config: CompileConfig, passes: Sequence[Pass], graph: Graph, ctx:
     shapes = {v.name: v.type.shape for v in graph.inputs}
     source = config.data.limited(config.calibration.samples)
     data = load_data(source, shapes, raw_bytes=config.input.mode == "uint8")
+    if config.input.mode == "uint8":
+        data = as_bytes(data, graph)
     ctx.facts.put(as_calibration(data, graph))
     return data.notes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,13 +16,13 @@ from qcc.artifact.border import dequantize_output, quantize_input
 from qcc.artifact.contents import read_graph
 from qcc.artifact.manifest import TensorSpec
 from qcc.artifact.store import Artifact, read_artifact
-from qcc.config import CompileConfig, DataConfig, InputConfig, make_config
+from qcc.config import CompileConfig, DataConfig, make_config
 from qcc.data import load_data
 from qcc.errors import ArtifactError, ConfigError
 from qcc.frontend.load import Model, load_model
 from qcc.frontend.naming import legal
 from qcc.ir.graph import Graph, Stage
-from qcc.passmgr.base import Pass
+from qcc.passmgr.base import InputPass, Pass
 from qcc.passmgr.context import PassContext, Progress
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
@@ -33,6 +33,7 @@ from qcc.verify.ort import OrtModel
 from qcc.verify.report import Runner, VerifyReport, verify_model
 
 Arrays = Mapping[str, NDArray[Any]]
+Front = list[tuple[Pass, Graph]]
 CONFIG: Final = "config.yaml"
 INTEGER_ONNX: Final = "model.int.onnx"
 
@@ -54,8 +55,7 @@ def verify_artifact(
 ) -> Verification:
     """Compare the fp32 model, the reference, onnxruntime on the integer graph, and the artifact on ``data``.
 
-    Arrays of the element type of the artifact's codes are codes, others are reals. ``model`` is by
-    default looked for beside the artifact and in the working directory; it must be the one that
+    ``model`` is by default looked for beside the artifact and in the working directory; it must be the one that
     the artifact was compiled from. ``layers`` adds the table of layers.
     Raises ArtifactError, ConfigError, ModelError; differences are reported, not raised.
     """
@@ -68,19 +68,25 @@ def verify_artifact(
     shapes = {v.name: v.type.shape for v in graph.inputs}
     loaded = load_data(data, shapes, raw_bytes=all(s.takes_bytes for s in session.inputs))
     CalibrationData(loaded.arrays, loaded.labels).check(graph)
-    coded = any(loaded.arrays[s.name].dtype == s.numpy for s in session.inputs)
-    reals = {s.name: _real(s, loaded.arrays[s.name], config.input, imported.graph) for s in session.inputs}
+    front = _front(imported.graph, artifact)
+    own_border = all(loaded.arrays[s.name].dtype != s.numpy for s in session.inputs) and not _rewrites_inputs(front)
     report = verify_model(
-        _by_legal_names(OrtModel(source, threads=threads)),
+        _by_graph_names(OrtModel(source, threads=threads)),
         graph,
-        reals,
+        _model_inputs(session.inputs, imported.graph, front, loaded.arrays),
         engines=_engines(artifact, session, threads),
-        codes={s.name: quantize_input(s, loaded.arrays[s.name]) for s in session.inputs} if coded else None,
+        codes=None if own_border else {s.name: quantize_input(s, loaded.arrays[s.name]) for s in session.inputs},
         labels=loaded.labels,
-        real=_real_graph(imported.graph, artifact) if layers else None,
+        real=(front[-1][1] if front else imported.graph) if layers else None,
         progress=progress,
     )
     return Verification(report, (*imported.notes, *loaded.notes))
+
+
+def model_inputs(artifact: Artifact, model: Path, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """What ``model``, which ``artifact`` was compiled from, takes in the place of ``arrays``, by graph names."""
+    graph = _import(model, _config(artifact), artifact).graph
+    return _model_inputs(artifact.manifest.inputs, graph, _front(graph, artifact), arrays)
 
 
 def _config(artifact: Artifact) -> CompileConfig:
@@ -106,32 +112,56 @@ def _import(source: Path, config: CompileConfig, artifact: Artifact) -> Model:
     return model
 
 
-def _real(spec: TensorSpec, array: NDArray[Any], config: InputConfig, model: Graph) -> NDArray[Any]:
-    """What the model takes, from what the artifact takes."""
-    real = dequantize_output(spec, array) if array.dtype == spec.numpy else array.astype(np.float32)
-    if config.mode == "float":
-        return real
-    wanted = next(v.type.shape for v in model.inputs if v.name == spec.name)
-    return normalized_bytes(real, config, wanted)
+def _front(graph: Graph, artifact: Artifact) -> Front:
+    """The first passes of the artifact's pipeline, those that need no data, each with the graph that it makes.
+
+    A pass that changes what an input takes may be among them; the rest leave inputs alone.
+    """
+    steps: Front = []
+    for spelled in artifact.manifest.pipeline:
+        (spec,) = parse_pipeline(spelled)
+        p = make_pass(spec.name, spec.options)
+        if p.needs or p.yields is not Stage.FLOAT:
+            break
+        graph = Pipeline((p,)).run(graph, PassContext())
+        steps.append((p, graph))
+    return steps
 
 
-def normalized_bytes(array: NDArray[Any], config: InputConfig, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Bytes [N, …] as the model's input of ``shape``: (byte * scale - mean) / std, transposed where layouts differ."""
-    channels = 3 if config.layout == "NHWC" else 1
-    moved = np.moveaxis(array.astype(np.float64), channels, -1) if array.ndim == 4 else array.astype(np.float64)
-    real = (moved * config.scale - np.array(config.mean)) / np.array(config.std)
-    if array.ndim == 4 and real.shape[1:] != shape[1:]:
-        real = np.moveaxis(real, -1, 1)
-    return np.ascontiguousarray(real, np.float32)
+def _rewrites_inputs(front: Front) -> bool:
+    return any(isinstance(p, InputPass) for p, _ in front)
 
 
-def _by_legal_names(model: OrtModel) -> Runner:
-    """``model`` as a function over the graph's names and float32, whatever the model's own are."""
-    names = {legal(name): name for name in model.inputs}
+def _model_inputs(specs: Sequence[TensorSpec], graph: Graph, front: Front, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """What the imported model ``graph`` takes in the place of ``arrays``, which the artifact takes."""
+    reals = {s.name: _real(s, arrays[s.name]) for s in specs}
+    before = graph
+    for p, after in front:
+        if isinstance(p, InputPass):
+            name = p.graph_input(before).name
+            reals[name] = p.to_real(reals[name], before)
+        before = after
+    return reals
+
+
+def _real(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    return dequantize_output(spec, array) if array.dtype == spec.numpy else array.astype(np.float32)
+
+
+def own_names(model: OrtModel, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """``arrays`` by the graph's names as ``model`` takes them: by its own names, in its own element types."""
+    return {
+        name: arrays[legal(name)].astype(model.input_dtype(name), copy=False)
+        for name in model.inputs
+        if legal(name) in arrays
+    }
+
+
+def _by_graph_names(model: OrtModel) -> Runner:
+    """``model`` as a function over the graph's names."""
 
     def run(inputs: Arrays) -> Arrays:
-        own = {names[n]: a.astype(model.input_dtype(names[n]), copy=False) for n, a in inputs.items() if n in names}
-        return {legal(name): array for name, array in model.run(own).items()}
+        return {legal(name): array for name, array in model.run(own_names(model, inputs)).items()}
 
     return run
 
@@ -139,18 +169,6 @@ def _by_legal_names(model: OrtModel) -> Runner:
 def _engines(artifact: Artifact, session: Session, threads: int) -> dict[str, Runner]:
     integer = OrtModel(onnx.load_model_from_string(artifact.read(INTEGER_ONNX)), threads=threads)
     return {
-        "onnxruntime, integer graph": _by_legal_names(integer),
+        "onnxruntime, integer graph": _by_graph_names(integer),
         f"artifact, {artifact.manifest.target.name}": lambda codes: session.run(codes, raw=True),
     }
-
-
-def _real_graph(graph: Graph, artifact: Artifact) -> Graph:
-    """The imported graph in the shape that the integer graph grew from: its first passes that need no data."""
-    passes: list[Pass] = []
-    for spelled in artifact.manifest.pipeline:
-        (spec,) = parse_pipeline(spelled)
-        p = make_pass(spec.name, spec.options)
-        if p.needs or p.yields is not Stage.FLOAT:
-            break
-        passes.append(p)
-    return Pipeline(tuple(passes)).run(graph, PassContext())

@@ -39,15 +39,19 @@ def bench_command(
 
     Without --data, inputs are random: fine for time, meaningless for values.
     """
+    from qcc.artifact.store import read_artifact
     from qcc.bench import measure
-    from qcc.runtime import load
+    from qcc.runtime import Session
 
-    session = load(artifact, threads)
+    found = read_artifact(artifact)
+    session = Session(found, threads)
     arrays = _arrays(session, data, batch)
     with ExitStack() as stack, progress_bars() as progress:
         engines: dict[str, Callable[[], object]] = {QCC: lambda: session.run(arrays)}
         if model is not None:
-            engines |= _onnxruntime(stack, model, arrays, threads)
+            from qcc.verification import model_inputs
+
+            engines |= _onnxruntime(stack, model, model_inputs(found, model, arrays), threads)
         timings = measure(engines, rounds, progress)
     if as_json:
         print_json({"batch": batch, "threads": threads, "rounds": rounds, "seconds": _plain(timings)})
@@ -56,7 +60,7 @@ def bench_command(
 
 
 def _arrays(session: Session, data: str | None, batch: int) -> dict[str, NDArray[Any]]:
-    """One batch of reals for every input."""
+    """One batch for every input: reals, or bytes where the artifact takes bytes."""
     import numpy as np
 
     if any(not s.batched and s.shape and s.shape[0] != batch for s in session.inputs):
@@ -66,24 +70,31 @@ def _arrays(session: Session, data: str | None, batch: int) -> dict[str, NDArray
         return {name: a if a.dtype.kind != "f" else a.astype(np.float32) for name, a in dataset.arrays.items()}
     rng = np.random.default_rng(0)
     sizes = {s.name: [batch if d is None else d for d in s.shape] for s in session.inputs}
-    return {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    return {
+        s.name: rng.integers(0, 256, sizes[s.name], np.uint8)
+        if s.takes_bytes
+        else rng.standard_normal(sizes[s.name]).astype(np.float32)
+        for s in session.inputs
+    }
 
 
 def _onnxruntime(
     stack: ExitStack, model: Path, arrays: Mapping[str, NDArray[Any]], threads: int
 ) -> dict[str, Callable[[], object]]:
     from qcc.bench import quantized_by_onnxruntime
+    from qcc.verification import own_names
     from qcc.verify.ort import OrtModel
 
     fp32 = OrtModel(model, threads=threads)
-    fp32.run(arrays)
-    engines: dict[str, Callable[[], object]] = {"onnxruntime fp32": lambda: fp32.run(arrays)}
+    inputs = own_names(fp32, arrays)
+    fp32.run(inputs)
+    engines: dict[str, Callable[[], object]] = {"onnxruntime fp32": lambda: fp32.run(inputs)}
     try:
-        int8 = stack.enter_context(quantized_by_onnxruntime(model, [arrays], threads))
+        int8 = stack.enter_context(quantized_by_onnxruntime(model, [inputs], threads))
     except ModelError as e:
         err().print(f"note: {e}", markup=False)
     else:
-        engines["onnxruntime int8"] = lambda: int8.run(arrays)
+        engines["onnxruntime int8"] = lambda: int8.run(inputs)
     return engines
 
 
@@ -94,9 +105,9 @@ def _plain(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
 def _print(timings: Mapping[str, Timing], batch: int, threads: int) -> None:
     ours = timings[QCC].median
     rows = [
-        (name, *(f"{1000 * s:.3f}" for s in (t.median, t.low, t.high, t.best)), f"{t.median / ours:.2f}×")
+        (name, *(f"{1000 * s:.3f}" for s in (t.median, t.low, t.high, t.best)), f"{t.median / ours:.2f}")
         for name, t in timings.items()
     ]
     title = f"milliseconds a call, batch {batch}, {threads} thread(s)"
-    columns = ("engine", "median", "lower quartile", "upper quartile", "best", "qcc is faster by")
+    columns = ("engine", "median", "lower quartile", "upper quartile", "best", "× qcc")
     print_table(title, columns, rows, numbers=1)
