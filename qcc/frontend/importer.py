@@ -163,7 +163,7 @@ class Importer:
         named = self._names.get(value.name) == legal(name)
         if value.name in taken or (self._emitter.is_input(value) and not named):
             value = self._emitter.op("reshape", value, shape=value.type.shape)
-        if mark := self._emitter.mark(value):
+        if (mark := self._emitter.mark(value)) and value.type.dtype != "i64":
             self.notes.append(f"output '{name}' is {mark} in the model and {value.type.dtype} here")
         self._names[value.name] = legal(name)
         return value

@@ -46,6 +46,9 @@ def bind_inputs(
     leading = [s[0] for s in declared.values() if s and isinstance(s[0], str)]
     symbols = _symbols(declared, shapes)
     if batch is not None:
+        fixed = {s[0] for s in declared.values() if s}
+        if all(isinstance(d, int) for d in fixed) and fixed - {batch}:
+            raise ModelError(f"the model fixes its batch at {min(map(str, fixed - {batch}))}, {batch} is given")
         symbols |= {s: batch for s in leading if s not in symbols}
     notes = []
     free = sorted({s for s in leading if s not in symbols})
@@ -102,8 +105,6 @@ def _bound(
         if isinstance(dim, int):
             if size not in (None, dim):
                 raise ModelError(f"input '{name}' has size {dim} at axis {axis} in the model, {size} is given")
-            if axis == 0 and batch not in (None, dim) and len(declared) > 1:
-                raise ModelError(f"input '{name}' fixes the batch at {dim} in the model, {batch} is given")
             shape.append(dim)
             continue
         if size is None and isinstance(dim, str):

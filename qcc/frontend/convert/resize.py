@@ -153,8 +153,8 @@ def _coordinates(
     if transform == "tf_half_pixel_for_nn":
         return (i + F(0.5)) / s
     if transform == "half_pixel_symmetric":
-        exact = scale * size
-        return (F(size / 2 * (1 - length / exact)) + half).astype(F)
+        offset = F(size) / F(2) * (F(1) - F(length) / (s * F(size)))
+        return offset + (i + F(0.5)) / s - F(0.5)
     if transform == "tf_crop_and_resize":
         return _cropped(size, length, region)
     raise node.error(f"unknown coordinate_transformation_mode '{transform}'")
