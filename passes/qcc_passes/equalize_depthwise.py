@@ -1,0 +1,182 @@
+"""Equalize the channels of activations that only depthwise convolutions read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from qcc.frontend.export import export_onnx
+from qcc.ir.build import infer
+from qcc.ir.graph import Attr, Graph, Op, Stage, Value, fresh_name, live, op
+from qcc.passmgr.base import Pass
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import CalibrationData
+from qcc.verify.ort import OrtModel
+from qcc_passes.canonical.affine import relinear, weights
+from qcc_passes.canonical.engine import Scope
+
+Array = NDArray[np.float64]
+
+_BATCH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """``producer``'s result, which nothing but the depthwise convolutions ``readers`` uses."""
+
+    producer: Op
+    readers: tuple[Op, ...]
+
+    @property
+    def value(self) -> Value:
+        return self.producer.result
+
+    @property
+    def ceiling(self) -> float:
+        return self.producer.float_attr("hi", math.inf)
+
+
+class EqualizeDepthwise(Pass):
+    """Scale channels that only depthwise convolutions read, so that all use the whole of a common grid.
+
+    Channel c of the producer (a convolution without residual) is multiplied by s_c ≥ 1, and the
+    weights of its readers are divided by it, where s_c brings the channel's extremes on the first
+    ``samples`` calibration samples to those of the widest channel; ``limit`` bounds it. A linear result or a
+    Relu keeps the function exactly. An upper clamp (Relu6) cannot follow: it is dropped where no
+    sample reached it, and kept otherwise, so that the function changes only where a channel goes
+    beyond all it reached in calibration, which its grid would cut off anyway.
+
+    Run it before ``calibrate``. Raises ConfigError where the data do not fit the graph.
+    """
+
+    name: ClassVar[str] = "equalize-depthwise"
+    accepts: ClassVar[Stage] = Stage.FLOAT
+    yields: ClassVar[Stage] = Stage.FLOAT
+    needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
+
+    samples: int = Field(default=64, gt=0)
+    limit: float = Field(default=64.0, ge=1)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        scope = Scope(graph, ctx.log)
+        edges = depthwise_edges(graph, scope)
+        if not edges:
+            return graph
+        data = ctx.facts.get(CalibrationData)
+        data.check(graph)
+        extremes = channel_extremes(graph, edges, data, self.samples)
+        scales: dict[str, Array] = {}
+        for edge in edges:
+            low, high = extremes[edge.value.name]
+            scales[edge.value.name] = channel_scales(low, high, self.limit)
+            ctx.log.debug("%%%s equalized: widest factor %.3g", edge.value.name, scales[edge.value.name].max())
+        idle = {e.value.name for e in edges if extremes[e.value.name][1].max() < e.ceiling}
+        return _scaled(graph, scales, idle, scope)
+
+
+def depthwise_edges(graph: Graph, scope: Scope) -> list[Edge]:
+    """The activations of a FLOAT ``graph`` that can be equalized, in order."""
+    edges: list[Edge] = []
+    for o in graph.ops:
+        readers = tuple(scope.users(o.result))
+        if o.kind != "conv2d" or not readers or not all(_is_depthwise(u, o.result, scope) for u in readers):
+            continue
+        if len(o.operands) == 4 or scope.is_output(o.result) or weights(o, scope) is None:
+            scope.keep(o, "not equalized: it adds a residual, is an output, or its weights vary")
+        elif o.float_attr("lo", 0.0) != 0 or o.float_attr("hi", 1.0) <= 0:
+            scope.keep(o, "not equalized: its clamp does not begin at zero")
+        else:
+            edges.append(Edge(o, readers))
+    return edges
+
+
+def _is_depthwise(o: Op, x: Value, scope: Scope) -> bool:
+    """Whether ``o`` is a convolution that reads ``x``, only as its input, each channel by itself."""
+    if o.kind != "conv2d" or o.operands[0].name != x.name or weights(o, scope) is None:
+        return False
+    alone = o.operands[1].type.shape[1] == 1 and all(v.name != x.name for v in o.operands[1:])
+    return alone and o.int_attr("groups") == x.type.shape[1]
+
+
+def channel_extremes(
+    graph: Graph, edges: Sequence[Edge], data: CalibrationData, samples: int
+) -> dict[str, tuple[Array, Array]]:
+    """Lowest and highest value [C] of each edge on the first ``samples`` samples, by value name."""
+    probe = _probe(graph, edges)
+    model = OrtModel(export_onnx(probe))
+    fixed = [v.type.shape[0] for v in graph.inputs if v.type.shape[0] > 0]
+    size = fixed[0] if fixed else _BATCH
+    lows: list[list[NDArray[Any]]] = []
+    highs: list[list[NDArray[Any]]] = []
+    for batch in data.batches(size, max(samples, size)):
+        if len(next(iter(batch.values()))) < size and fixed:
+            break
+        feeds = {v.name: np.ascontiguousarray(batch[v.name], v.type.numpy) for v in graph.inputs}
+        seen = model.run(feeds)
+        values = [seen[v.name] for v in probe.outputs]
+        highs.append([v.max(axis=0) for v in values[0::2]])
+        lows.append([-v.max(axis=0) for v in values[1::2]])
+    found = {}
+    for i, edge in enumerate(edges):
+        low, high = np.min([row[i] for row in lows], axis=0), np.max([row[i] for row in highs], axis=0)
+        found[edge.value.name] = (low.astype(np.float64), high.astype(np.float64))
+    return found
+
+
+def _probe(graph: Graph, edges: Sequence[Edge]) -> Graph:
+    """A graph whose outputs are, edge by edge, the maxima [N, C] of the value and of its negation."""
+    taken = {v.name for v in graph.inputs} | {o.result.name for o in graph.ops}
+    ops = list(graph.ops)
+    outputs: list[Value] = []
+
+    def append(kind: str, x: Value, stem: str, **attrs: Attr) -> Value:
+        name = fresh_name(stem, taken)
+        taken.add(name)
+        ops.append(infer(Stage.FLOAT, kind, [x], name, attrs))
+        return ops[-1].result
+
+    for edge in edges:
+        name = edge.value.name
+        negated = append("map", edge.value, f"{name}.negated", fn="neg(x)")
+        for x, what in ((edge.value, "high"), (negated, "low")):
+            outputs.append(append("reduce_max", x, f"{name}.{what}", axes=(2, 3), keepdims=False))
+    return replace(graph, ops=live(ops, outputs), outputs=tuple(outputs))
+
+
+def channel_scales(low: Array, high: Array, limit: float) -> Array:
+    """The factor [C] ≥ 1 that stretches each channel to the extremes over all channels; 1 for dead ones.
+
+    ``low`` and ``high`` [C] are the extremes of each channel; no factor exceeds ``limit``.
+    """
+    factors = np.full(high.shape, np.inf)
+    for reach in (np.maximum(high, 0), np.maximum(-low, 0)):
+        used = reach > 0
+        factors[used] = np.minimum(factors[used], reach.max() / reach[used])
+    factors[np.isinf(factors)] = 1
+    scales: Array = np.clip(factors, 1, limit)
+    return scales
+
+
+def _scaled(graph: Graph, scales: Mapping[str, Array], idle: Set[str], scope: Scope) -> Graph:
+    """``graph`` with the channels of the values in ``scales`` multiplied; ``idle`` lose their upper clamp."""
+    ops: list[Op] = []
+    for o in graph.ops:
+        before, after = (scales.get(v.name) for v in (o.operands[0], o.result)) if o.operands else (None, None)
+        known = None if before is None and after is None else weights(o, scope)
+        if known is None:
+            ops.append(o)
+            continue
+        w, b = known
+        if before is not None:
+            w = w / np.repeat(before, len(w) // len(before)).reshape(-1, 1, 1, 1)
+        if after is not None:
+            w, b = w * after.reshape(-1, 1, 1, 1), b * after
+        attrs = {k: a for k, a in o.attrs.items() if k != "hi" or o.result.name not in idle}
+        ops += relinear(op(o.kind, o.operands, o.results, **attrs), o.result, w, b, scope)
+    return replace(graph, ops=live(ops, graph.outputs))
