@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,7 +38,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may take: seconds of processor time, bytes of address space; how many run at once."""
+    """What one compilation may take: seconds of processor time, bytes of address space; how many run at once."""
 
     seconds: int = 600
     memory: int = 8 << 30
@@ -47,51 +51,107 @@ def units(functions: Mapping[str, tirx.PrimFunc]) -> list[Unit]:
     return [Unit(dict(items[start : start + _PER_UNIT])) for start in range(0, len(items), _PER_UNIT)]
 
 
-def build_library(parts: Sequence[Unit], exported: Sequence[str], isa: Isa, limits: Limits, path: Path) -> None:
-    """Compile ``parts`` and link them into ``path``; only the symbols ``exported`` stay visible.
+class Compiler:
+    """Compiles and links; its child processes start with the first library and stay for the next ones."""
 
-    Raises TargetError when a compiler fails, crashes or exceeds its limits, and where there is no linker.
-    """
-    with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
-        folder = Path(scratch)
-        objects = []
-        for number, part in enumerate(parts):
-            module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in part.functions.items()})
-            (folder / f"{number}.json").write_text(tvm.ir.save_json(module))
-            objects.append(folder / f"{number}.o")
-        shares = [range(first, len(parts), limits.processes) for first in range(min(limits.processes, len(parts)))]
-        with ThreadPoolExecutor(len(shares)) as pool:
-            list(pool.map(lambda share: _compile(folder, share, parts, isa, limits), shares))
-        _link(objects, exported, folder, path)
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._workers = [_Worker(self.limits) for _ in range(self.limits.processes)]
 
+    def library(self, parts: Sequence[Unit], exported: Sequence[str], isa: Isa, path: Path) -> None:
+        """Compile ``parts`` and link them into ``path``; only the symbols ``exported`` stay visible.
 
-def _compile(folder: Path, share: range, parts: Sequence[Unit], isa: Isa, limits: Limits) -> None:
-    job = folder / f"job{share.start}.json"
-    files = [
-        {"module": str(folder / f"{n}.json"), "object": str(folder / f"{n}.o"), "packed": parts[n].packed}
-        for n in share
-    ]
-    spec = {"target": isa.target(), "seconds": limits.seconds, "memory": limits.memory, "units": files}
-    job.write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "qcc_targets.cpu.compile_worker", str(job)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * limits.seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise TargetError(f"native compilation took more than {2 * limits.seconds} s") from None
-    if done.returncode == 0:
-        return
-    detail = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-    if done.returncode == TargetError.exit_code:
-        raise TargetError(detail)
-    if done.returncode < 0:
-        detail = f"killed by {signal.Signals(-done.returncode).name}; limits: {limits.seconds} s, {limits.memory} bytes"
-    raise TargetError(f"native compilation failed: {detail}")
+        Raises TargetError when a compilation fails, crashes or exceeds its limits, and where there
+        is no linker.
+        """
+        linker = find_linker()
+        with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
+            folder = Path(scratch)
+            for number, part in enumerate(parts):
+                module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in part.functions.items()})
+                (folder / f"{number}.json").write_text(tvm.ir.save_json(module))
+            busy = self._workers[: len(parts)]
+            shares = [list(range(first, len(parts), len(busy))) for first in range(len(busy))]
+            with ThreadPoolExecutor(len(busy)) as pool:
+                list(pool.map(lambda worker, share: worker.run(folder, share, parts, isa), busy, shares))
+            _link(linker, [folder / f"{n}.o" for n in range(len(parts))], exported, folder, path)
 
 
-def _link(objects: Sequence[Path], exported: Sequence[str], folder: Path, path: Path) -> None:
+class _Worker:
+    """One ``compile_worker`` process, started at its first job."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, folder: Path, share: Sequence[int], parts: Sequence[Unit], isa: Isa) -> None:
+        """Compile the units whose numbers are in ``share``. Raises TargetError."""
+        job, log = folder / f"job{share[0]}.json", folder / f"job{share[0]}.log"
+        files = [
+            {"module": str(folder / f"{n}.json"), "object": str(folder / f"{n}.o"), "packed": parts[n].packed}
+            for n in share
+        ]
+        limits = {"seconds": self._limits.seconds, "memory": self._limits.memory}
+        job.write_text(json.dumps({"target": isa.target(), "log": str(log), "units": files, **limits}))
+        status = self._ask(str(job))
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            return
+        detail = (log.read_text().strip().splitlines() or ["no message"])[-1][:300] if log.exists() else "no message"
+        if code == TargetError.exit_code:
+            raise TargetError(detail)
+        if code < 0:
+            seconds, memory = self._limits.seconds, self._limits.memory >> 20
+            detail = f"killed by {signal.Signals(-code).name}; its limits are {seconds} s and {memory} MiB"
+        raise TargetError(f"native compilation failed: {detail}")
+
+    def _ask(self, job: str) -> int:
+        process = self._started()
+        if process.stdin is None or process.stdout is None:
+            raise TargetError("the compiling process has no pipes")
+        try:
+            process.stdin.write(f"{job}\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], 4 * self._limits.seconds)
+            answer = process.stdout.readline() if ready else ""
+        except OSError:
+            answer = ""
+        if not answer:
+            _stop(process)
+            self._process = None
+            raise TargetError("the compiling process ended, or took far longer than its limits allow")
+        return int(answer)
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            command = [sys.executable, "-m", "qcc_targets.cpu.compile_worker"]
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            )
+            weakref.finalize(self, _stop, self._process)
+        return self._process
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End the process and whatever it has forked."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
+
+
+def find_linker() -> str:
+    """The path of GNU ld. Raises TargetError where there is none."""
     linker = shutil.which("ld")
     if linker is None:
         raise TargetError("no linker: the cpu target needs 'ld' (GNU binutils) on the PATH")
+    return linker
+
+
+def _link(linker: str, objects: Sequence[Path], exported: Sequence[str], folder: Path, path: Path) -> None:
     script = folder / "exports.map"
     script.write_text(f"{{ global: {' '.join(f'{name};' for name in exported)} local: *; }};\n")
     flags = ["-shared", "--strip-all", "--gc-sections", "--build-id=none", "-z", "noexecstack", "-z", "relro"]

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.target import Capabilities, Target
 from qcc.runtime.program import CONSTANTS, LIBRARY, PROGRAM, Argument, Program
-from qcc_targets.cpu.compiler import Limits, Unit, build_library, units
+from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
 from qcc_targets.cpu.isa import LEVELS, Isa, resolve
 from qcc_targets.cpu.lowering import MOVES, lower
 from qcc_targets.cpu.network import ENTRY, NETWORK, Network, assemble
@@ -41,6 +41,8 @@ class CpuTarget(Target):
     seconds: int = Field(default=600, ge=1)
     memory_mib: int = Field(default=8192, ge=512)
 
+    _compiler: Compiler | None = PrivateAttr(None)
+
     @field_validator("isa")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -57,22 +59,28 @@ class CpuTarget(Target):
         ctx.progress("kernels", 0, 2)
         network = assemble(lower(graph, self.batch), isa)
         ctx.progress("kernels", 1, 2)
-        write_library(network, isa, Limits(self.seconds, self.memory_mib << 20), out / LIBRARY)
+        write_library(network, isa, self._started_compiler(), out / LIBRARY)
         (out / CONSTANTS).write_bytes(network.constants)
         (out / PROGRAM).write_bytes(describe(graph, network, isa, self.batch).to_bytes())
         (out / REPORT).write_text(json.dumps([asdict(row) for row in network.report], indent=1) + "\n")
         ctx.progress("kernels", 2, 2)
         return [out / name for name in (LIBRARY, CONSTANTS, PROGRAM, REPORT)]
 
+    def _started_compiler(self) -> Compiler:
+        """One compiler for all that this target builds: its processes load TVM once."""
+        if self._compiler is None:
+            self._compiler = Compiler(Limits(self.seconds, self.memory_mib << 20))
+        return self._compiler
 
-def write_library(network: Network, isa: Isa, limits: Limits, path: Path) -> None:
+
+def write_library(network: Network, isa: Isa, compiler: Compiler, path: Path) -> None:
     """Compile and link ``network`` into ``path``. Raises TargetError."""
     parts = [
         *units(network.functions),
         Unit({NETWORK: network.network}),
         Unit({ENTRY: network.entry}, packed=True),
     ]
-    build_library(parts, (NETWORK, "__tvm_ffi_*"), isa, limits, path)
+    compiler.library(parts, (NETWORK, "__tvm_ffi_*"), isa, path)
 
 
 def describe(graph: Graph, network: Network, isa: Isa, batch: int) -> Program:

@@ -1,4 +1,4 @@
-"""Compile and run graphs at once, for tests and fuzzing: many small graphs share one library."""
+"""Compile an integer graph and run it at once, for tests, fuzzing and tuning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qcc.ir.graph import Graph
 from qcc.runtime.tvm_backend import Network
-from qcc_targets.cpu.compiler import Limits
+from qcc_targets.cpu.compiler import Compiler
 from qcc_targets.cpu.isa import Isa, resolve
 from qcc_targets.cpu.lowering import lower
 from qcc_targets.cpu.network import assemble
@@ -20,20 +20,31 @@ from qcc_targets.cpu.target import describe, write_library
 
 
 def compile_and_run(
-    graph: Graph, inputs: Mapping[str, NDArray[Any]], isa: str | Isa = "native", batch: int = 1
+    graph: Graph,
+    inputs: Mapping[str, NDArray[Any]],
+    isa: str | Isa = "native",
+    batch: int = 1,
+    compiler: Compiler | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The outputs of an integer graph, by the compiled library; codes in, codes out. Raises TargetError."""
+    """The outputs of an integer graph, by the compiled library; codes in, codes out.
+
+    ``compiler`` may be shared by many calls, which then load TVM only once. Raises TargetError.
+    """
+    return run(compile_graph(graph, isa, batch, compiler), inputs)
+
+
+def compile_graph(graph: Graph, isa: str | Isa = "native", batch: int = 1, compiler: Compiler | None = None) -> Network:
+    """The loaded library of an integer graph. Raises TargetError."""
     level = resolve(isa) if isinstance(isa, str) else isa
     network = assemble(lower(graph, batch), level)
     with tempfile.TemporaryDirectory(prefix="qcc-") as folder:
         path = Path(folder) / "network.so"
-        write_library(network, level, Limits(), path)
-        program = describe(graph, network, level, batch)
-        loaded = Network(program, path, np.frombuffer(network.constants, np.uint8))
-        return run(loaded, inputs)
+        write_library(network, level, compiler or Compiler(), path)
+        return Network(describe(graph, network, level, batch), path, np.frombuffer(network.constants, np.uint8))
 
 
 def run(network: Network, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The outputs of ``network`` on codes, for any batch."""
     program = network.program
     sizes = [len(inputs[a.name]) for a in program.inputs if a.batched]
     batch = sizes[0] if sizes else program.batch
