@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -71,7 +72,8 @@ def compile_model(config: CompileConfig, *, force: bool = False, progress: Progr
     passes = plan_passes(config)
     with clock("import"):
         model = load_model(config.model, batch=config.batch, shapes=config.shapes)
-    ctx = PassContext(seed=config.seed, capabilities=target.capabilities, cache=config.cache)
+    threads = config.threads or os.cpu_count() or 1
+    ctx = PassContext(config.seed, threads, target.capabilities, cache=config.cache)
     if progress is not None:
         ctx.progress = progress
     with clock("data"):
@@ -172,7 +174,7 @@ def _report(graph: Graph, ctx: PassContext, notes: Sequence[str]) -> bytes:
     report = {
         "notes": list(notes),
         "calibration": {"samples": data.samples, "sha256": data.digest} if data else None,
-        "certificates": {name: _certificate(c) for name, c in certificates(graph).items()},
+        "certificates": {name: _certificate(c) for name, c in ctx.analyses(certificates, graph).items()},
     }
     return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()
 

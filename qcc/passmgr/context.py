@@ -67,9 +67,13 @@ class Facts:
 
 @dataclass(slots=True)
 class PassContext:
-    """``capabilities`` are the target's; ``cache`` is a folder for results keyed by content hash."""
+    """``capabilities`` are the target's; ``cache`` is a folder for results keyed by content hash.
+
+    ``threads`` may work at once; how many there are must never change a result.
+    """
 
     seed: int = 0
+    threads: int = 2
     capabilities: Capabilities = field(default_factory=Capabilities)
     facts: Facts = field(default_factory=Facts)
     analyses: Analyses = field(default_factory=Analyses)
