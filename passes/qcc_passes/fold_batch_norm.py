@@ -10,10 +10,16 @@ from qcc.errors import PassError
 from qcc.ir.graph import Graph, Op, Stage, constant, op
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
-from qcc_passes.canonical.affine import affine_of, fold_affine_before, fold_affine_into_producer
+from qcc_passes.canonical.affine import absorb, affine_of, fold_affine_into_producer
 from qcc_passes.canonical.engine import Answer, Rule, Scope, fixpoint, on
 
 _AFTER: Final = Rule(frozenset({"batch_norm"}), fold_affine_into_producer.apply)
+
+
+@on("conv2d", "dense")
+def fold_batch_norm_before(o: Op, scope: Scope) -> Answer:
+    """conv(batch_norm(x)): into weights and bias, where every reader can do the same."""
+    return absorb(o, scope, "batch_norm")
 
 
 @on("batch_norm")
@@ -41,6 +47,6 @@ class FoldBatchNorm(Pass):
     yields: ClassVar[Stage] = Stage.FLOAT
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
-        for rules in ((_AFTER,), (fold_affine_before,), (batch_norm_to_map,)):
+        for rules in ((_AFTER,), (fold_batch_norm_before,), (batch_norm_to_map,)):
             graph = fixpoint(graph, rules, ctx.log)
         return graph

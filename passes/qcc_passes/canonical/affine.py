@@ -38,6 +38,8 @@ def affine_of(o: Op, scope: Scope) -> Affine | None:
 
     ``o`` must keep the shape of its variable operand.
     """
+    if o.result.type.dtype != "f32":
+        return None
     if o.kind == "batch_norm":
         return _batch_norm(o, scope)
     if o.kind == "map":
@@ -193,7 +195,12 @@ def fold_after(linear: Op, result: Value, step: Affine, scope: Scope, **clamp: A
 @on("conv2d", "dense")
 def fold_affine_before(o: Op, scope: Scope) -> Answer:
     """conv(a·x + t): into weights and bias; with t ≠ 0 only where the convolution does not pad."""
-    source = scope.producer(o.operands[0], "add", "sub", "mul", "div", "map", "batch_norm")
+    return absorb(o, scope, "add", "sub", "mul", "div", "map", "batch_norm")
+
+
+def absorb(o: Op, scope: Scope, *kinds: str) -> Answer:
+    """``o`` (conv2d or dense) with an affine step of one of ``kinds`` before it folded in, if it can be."""
+    source = scope.producer(o.operands[0], *kinds)
     if source is None or clamp_of(source) or (step := affine_of(source, scope)) is None:
         return None
     earlier = scope.sole_producer(step.x, "conv2d", "dense")

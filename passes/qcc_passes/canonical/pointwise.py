@@ -39,7 +39,7 @@ def _measure(e: Expr) -> tuple[int, int]:
 
 def chain_of(o: Op, scope: Scope) -> Chain | None:
     """What ``o`` computes per element; None where it broadcasts a variable, or a constant not per channel."""
-    if o.kind not in POINTWISE:
+    if o.kind not in POINTWISE or o.result.type.dtype != "f32":
         return None
     variables: dict[str, Value] = {}
     params: dict[str, Value] = {}
