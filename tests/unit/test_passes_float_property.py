@@ -195,7 +195,7 @@ def graphs(draw: Draw) -> Graph:
         if x is not None and x.type.rank >= 2 and np.prod(x.type.shape[1:]) < 2000:
             STEPS[s.pick(0, len(STEPS) - 1)](s, x)
     outputs = {v.name: v for v in (s.values[-1], *(s.any() for _ in range(s.pick(0, 2)))) if v is not None}
-    return s.b.graph([v for v in outputs.values()], prune=True)
+    return s.b.graph(list(outputs.values()), prune=True)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
