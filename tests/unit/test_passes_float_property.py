@@ -198,7 +198,7 @@ def graphs(draw: Draw) -> Graph:
     return s.b.graph(list(outputs.values()), prune=True)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graphs(), st.integers(0, 2**32 - 1))
 def test_float_passes_preserve_the_function(graph: Graph, seed: int) -> None:
     note(render(graph))
