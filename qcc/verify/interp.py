@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qcc.errors import VerifyError
 from qcc.ir.graph import Graph, Op, Value
 from qcc.ir.types import BATCH, Quant, TensorType
+from qcc.verify.blas import one_thread
 from qcc.verify.interp_integer import INTEGER
 from qcc.verify.interp_move import MOVE, Rule
 from qcc.verify.interp_real import REAL
@@ -41,13 +42,14 @@ def evaluate(graph: Graph, inputs: Mapping[str, Array], *, keep: Iterable[str] =
         raise VerifyError(f"graph @{graph.name} has no value %{unknown[0]}")
     batch = _check_inputs(graph, inputs)
     env = {v.name: _snap(v.type, inputs[v.name]) for v in graph.inputs}
-    if batch is None:
-        return _run(graph, env, wanted)
     step = max(1, _WORKING_SET // max(map(_work, graph.ops), default=1))
-    parts = [
-        _run(graph, {v.name: _part(v, env[v.name], start, start + step) for v in graph.inputs}, wanted)
-        for start in range(0, max(batch, 1), step)
-    ]
+    with one_thread():
+        if batch is None:
+            return _run(graph, env, wanted)
+        parts = [
+            _run(graph, {v.name: _part(v, env[v.name], start, start + step) for v in graph.inputs}, wanted)
+            for start in range(0, max(batch, 1), step)
+        ]
     return {name: _join(types[name], [p[name] for p in parts]) for name in wanted}
 
 
@@ -61,12 +63,13 @@ def evaluate_op(o: Op, operands: Sequence[Array]) -> Array:
         _check(str(o), value, array)
     batch = next((len(a) for v, a in zip(o.operands, operands, strict=True) if _batched(v.type)), None)
     step = max(1, _WORKING_SET // _work(o))
-    if batch is None or batch <= step:
-        return _apply(o, operands)
     parts = []
-    for start in range(0, batch, step):
-        some = [_part(v, a, start, start + step) for v, a in zip(o.operands, operands, strict=True)]
-        parts.append(_apply(o, some))
+    with one_thread():
+        if batch is None or batch <= step:
+            return _apply(o, operands)
+        for start in range(0, batch, step):
+            some = [_part(v, a, start, start + step) for v, a in zip(o.operands, operands, strict=True)]
+            parts.append(_apply(o, some))
     return _join(o.result.type, parts)
 
 
@@ -170,7 +173,8 @@ def _work(o: Op) -> int:
     sizes = [math.prod(abs(d) for d in v.type.shape) for v in (*o.operands, o.result) if _batched(v.type)]
     patches = 0
     if o.kind in ("conv2d", "iconv2d"):
-        patches = (
-            math.prod(o.operands[1].type.shape[2:]) * o.operands[0].type.shape[1] * math.prod(o.result.type.shape[2:])
-        )
+        depth, *kernel = o.operands[1].type.shape[1:]
+        depthwise = depth == 1 and o.int_attr("groups") > 1
+        channels = 0 if depthwise else o.operands[0].type.shape[1]
+        patches = channels * math.prod(kernel) * math.prod(o.result.type.shape[2:])
     return 8 * (sum(sizes) + patches) or 1

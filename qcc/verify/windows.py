@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,14 +90,30 @@ def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
     return product.reshape(n, outputs, rows, cols)
 
 
+_CACHED: Final = 1 << 17
+"""Elements of one map that a depthwise step should touch at once: about what a second-level cache holds."""
+
+
 def _depthwise(x: Array, w: Array, window: Window) -> Array:
     """One input channel per group: a sum of shifted maps beats matrix products with one column."""
     repeat = w.shape[0] // x.shape[1]
-    x = np.repeat(x, repeat, axis=1) if repeat > 1 else x
     rows, cols = window.output(x.shape[2], x.shape[3])
-    total = np.zeros((x.shape[0], w.shape[0], rows, cols), x.dtype)
-    product = np.empty_like(total)
+    out = np.empty((x.shape[0], w.shape[0], rows, cols), x.dtype)
+    step = max(1, _CACHED // max(out[:, :1].size * repeat, 1))
+    for at in range(0, x.shape[1], step):
+        part = np.repeat(x[:, at : at + step], repeat, axis=1) if repeat > 1 else x[:, at : at + step]
+        channels = slice(at * repeat, (at + step) * repeat)
+        _sum_of_taps(part, w[channels, 0], window, out[:, channels])
+    return out
+
+
+def _sum_of_taps(x: Array, w: Array, window: Window, out: Array) -> None:
+    """``out`` [N, C, rows, cols] = each channel of ``x`` correlated with its own kernel of ``w`` [C, kh, kw]."""
+    product = np.empty_like(out)
     for i, j, tap in window.taps(x):
-        np.multiply(tap, w[:, 0, i, j].reshape(-1, 1, 1), out=product)
-        total += product
-    return total
+        factor = w[:, i, j].reshape(-1, 1, 1)
+        if i == j == 0:
+            np.multiply(tap, factor, out=out)
+        else:
+            np.multiply(tap, factor, out=product)
+            out += product
