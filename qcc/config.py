@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -156,7 +156,7 @@ class CompileConfig(Strict):
         fields = self.model_dump(mode="json", exclude={"output", "cache", "threads"})
         fields["model"] = self.model.name
         if self.data is not None:
-            fields["data"]["path"] = self.data.path if ":" in self.data.path else Path(self.data.path).name
+            fields["data"]["path"] = _with_file(self.data.path, lambda file: file.name)
         return str(yaml.safe_dump(fields, sort_keys=False))
 
 
@@ -214,6 +214,14 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(out.get(key), str):
             out[key] = str(folder / out[key])
     data = out.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str) and ":" not in data["path"]:
-        out["data"] = {**data, "path": str(folder / data["path"])}
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        out["data"] = {**data, "path": _with_file(data["path"], lambda file: str(folder / file))}
     return out
+
+
+def _with_file(data_path: str, change: Callable[[Path], str]) -> str:
+    """``data_path`` with its file changed: all of it, or what stands before ``:function``; modules stay."""
+    head, colon, function = data_path.rpartition(":")
+    if not colon:
+        return change(Path(data_path))
+    return f"{change(Path(head))}:{function}" if head.endswith(".py") else data_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import sys
@@ -79,19 +80,40 @@ def compile_model(config: CompileConfig, *, force: bool = False, progress: Progr
     with clock("data"):
         notes = (*model.notes, *_give_data(config, passes, model.graph, ctx))
     legalization = tuple(target.passes())
-    graph = _run_passes(passes, model.graph, ctx, clock)
-    graph = _run_passes(legalization, graph, ctx, clock)
-    check_device(graph, target)
-    with clock("build"):
-        device = build_device(target, graph, ctx)
+    with _warnings_of(ctx) as warnings:
+        graph = _run_passes(passes, model.graph, ctx, clock)
+        graph = _run_passes(legalization, graph, ctx, clock)
+        check_device(graph, target)
+        with clock("build"):
+            device = build_device(target, graph, ctx)
     with clock("write"):
         manifest = _manifest(config, model, target, (*passes, *legalization), graph)
         contents = {**graph_files(graph), **device, "model.int.onnx": _onnx_bytes(graph)}
-        contents["report.json"] = _report(graph, ctx, notes)
+        contents["report.json"] = _report(graph, ctx, notes, warnings)
         contents["config.yaml"] = config.resolved_yaml().encode()
         manifest = write_artifact(config.output, manifest, contents, force=force)
     size = sum(info.size for info in manifest.files.values())
     return Compiled(config.output, manifest, size, notes, clock.seconds, peak_rss_bytes())
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _warnings_of(ctx: PassContext) -> Iterator[list[str]]:
+    """What passes and targets warn of in the meantime."""
+    collector = _Collector()
+    ctx.log.addHandler(collector)
+    try:
+        yield collector.messages
+    finally:
+        ctx.log.removeHandler(collector)
 
 
 def plan_passes(config: CompileConfig) -> tuple[Pass, ...]:
@@ -169,10 +191,11 @@ def _onnx_bytes(graph: Graph) -> bytes:
     return data
 
 
-def _report(graph: Graph, ctx: PassContext, notes: Sequence[str]) -> bytes:
+def _report(graph: Graph, ctx: PassContext, notes: Sequence[str], warnings: Sequence[str]) -> bytes:
     data = ctx.facts.find(CalibrationData)
     report = {
         "notes": list(notes),
+        "warnings": list(warnings),
         "calibration": {"samples": data.samples, "sha256": data.digest} if data else None,
         "certificates": {name: _certificate(c) for name, c in ctx.analyses(certificates, graph).items()},
     }

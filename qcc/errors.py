@@ -12,7 +12,8 @@ QccError                  exit code 1
  ├─ ArtifactError    7    an artifact is missing, tampered with, or of a foreign version
  └─ MismatchError    8    two executions that must agree do not
 
-``exit_code`` is what the command line returns; 0 is success and 2 also stands for wrong usage.
+``exit_code`` is what the command line returns; 0 is success, 2 also stands for wrong usage, 1 also
+for a bug in qcc or a lack of memory, and 130 for an interruption.
 """
 
 from typing import ClassVar

@@ -82,6 +82,12 @@ def test_functions_and_flags_are_not_anchored(tmp_path: Path) -> None:
     assert config.data is not None
     assert config.data.path == "mine.loader:arrays"
     assert config.output == Path("here.qcc")
+    (tmp_path / "d.yaml").write_text("model: a.onnx\noutput: b\ndata: loader.py:arrays\n")
+    with_file = make_config(read_fields(tmp_path / "d.yaml"))
+    assert with_file.data is not None
+    assert with_file.data.path == f"{tmp_path}/loader.py:arrays"
+    assert "loader.py:arrays" in with_file.resolved_yaml()
+    assert str(tmp_path) not in with_file.resolved_yaml()
     assert config.target.model_dump() == {"name": "cpu", "options": {"mcpu": "x"}}
 
 
