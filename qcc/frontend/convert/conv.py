@@ -102,7 +102,10 @@ def _operands(node: Node, emit: Emitter) -> tuple[Value, NDArray[Any], int]:
     weights = node.fixed(1, "weight")
     if weights.ndim - 2 != spatial_rank(node, x):
         raise node.error(f"weights of shape {list(weights.shape)} do not fit input {list(x.type.shape)}")
-    return x, weights, node.attr_int("group", 1)
+    groups = node.attr_int("group", 1)
+    if not 1 <= groups <= x.type.shape[1]:
+        raise node.error(f"{x.type.shape[1]} channels do not fit {groups} groups")
+    return x, weights, groups
 
 
 def _weights_2d(node: Node, emit: Emitter) -> Value:

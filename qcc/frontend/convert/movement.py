@@ -35,7 +35,7 @@ def select(emit: Emitter, x: Value, axis: int, indices: Sequence[int]) -> Value:
         raise ModelError(f"indices reach beyond axis {axis} of size {size}")
     step = indices[1] - indices[0] if len(indices) > 1 else 1
     run = range(indices[0], indices[-1] + 1, step) if step > 0 else range(0)
-    if list(run) != list(indices):
+    if len(run) != len(indices) or list(run) != list(indices):
         return emit.op("gather", x, axis=axis, indices=tuple(indices))
     if len(run) == size:
         return x

@@ -70,7 +70,7 @@ def _axes(node: Node, x: Value) -> list[_Axis]:
         if not 0 < length <= MAX_INDICES:
             raise node.error(f"a result of size {length} along axis {axis}")
         coordinates = _coordinates(node, transform, size, length, scale, region)
-        if not np.array_equal(coordinates, np.arange(size)):
+        if length != size or not np.array_equal(coordinates, np.arange(size)):
             result.append(_Axis(axis, size, scale, coordinates))
     return result
 
