@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from qcc.errors import ModelError, UnsupportedError, VerifyError
 from qcc.frontend.convert import CONVERTERS
-from qcc.frontend.convert.unsupported import foreign_domain, no_counterpart
+from qcc.frontend.convert.unsupported import foreign_domain, no_counterpart, only_constant
 from qcc.frontend.emit import Emitter, check_pads
 from qcc.frontend.fold import FOLDERS, fold
 from qcc.frontend.inputs import Input, bind_inputs
@@ -104,8 +104,7 @@ class Importer:
             stems = [legal(name) for name in proto.output]
             return [Known(a, n) for a, n in zip(fold(node, self._budget), stems, strict=False)]
         if node.op not in CONVERTERS:
-            advice = "make its inputs constants, or fix the batch size (--batch) if they are computed from shapes"
-            raise UnsupportedNodeError("its inputs are computed at run time", advice)
+            raise only_constant(node.op)
         made = CONVERTERS[node.op](node, self._emitter)
         return [made] if isinstance(made, (Known, Value)) else list(made)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qcc.frontend.node import UnsupportedNodeError
+from qcc.frontend.node import FIX_BATCH, UnsupportedNodeError
 
 _CUT: Final = "end the model before it and do this step outside"
 
@@ -40,6 +40,12 @@ def no_counterpart(op: str) -> UnsupportedNodeError:
     """The error for a node of the default domain that no converter takes."""
     reason, advice = _REASONS.get(op, ("this operation is not supported", f"rewrite it with supported ones, or {_CUT}"))
     return UnsupportedNodeError(reason, advice)
+
+
+def only_constant(op: str) -> UnsupportedNodeError:
+    """The error for a node that can be folded, but whose inputs are computed at run time."""
+    advice = f"make its inputs constants, or {FIX_BATCH} if they are computed from shapes"
+    return UnsupportedNodeError(*_REASONS.get(op, ("its inputs are computed at run time", advice)))
 
 
 def foreign_domain(domain: str) -> UnsupportedNodeError:

@@ -364,6 +364,7 @@ def test_control_flow(build_model: BuildModel, write_model: WriteModel) -> None:
         (node("Pow", ["x", "x"], ["y"]), "base and exponent are both computed"),
         (node("Dropout", ["x", "", "train"], ["y"]), "training mode"),
         (node("Less", ["x", "x"], ["y"]), "its inputs are computed at run time"),
+        (node("DequantizeLinear", ["x", "s"], ["y"]), "the model is already quantized; give qcc the float model"),
         (node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2], auto_pad="SAME_UPPER"), "ambiguous"),
     ],
 )
