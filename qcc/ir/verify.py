@@ -76,6 +76,8 @@ def _check_op(stage: Stage, o: Op) -> None:
             raise VerifyError(f"{o}: holds {o.array.dtype}, its type says {o.result.type.dtype}")
     elif stage is Stage.INTEGER:
         _check_integer(o, spec)
+    elif o.kind in ("conv2d", "dense", "conv_transpose2d"):
+        _check_layer(o)
     if o.kind == "map":
         expected = {"x", *(f"p{i}" for i in range(len(o.operands) - 1))}
         if extra := variables(parse_expr(o.str_attr("fn"))) - expected:
@@ -110,6 +112,18 @@ def _check_attrs(o: Op, spec: OpSpec) -> None:
         raise VerifyError(f"{o}: unknown attribute '{unknown[0]}'")
 
 
+def _check_layer(o: Op) -> None:
+    channels = o.result.type.shape[-1 if o.kind == "dense" else 1]
+    if o.operands[2].type.shape != (channels,):
+        raise VerifyError(f"{o}: bias %{o.operands[2].name} must have shape ({channels},)")
+    _check_residual(o, 3)
+
+
+def _check_residual(o: Op, slot: int) -> None:
+    if len(o.operands) > slot and o.operands[slot].type.shape != o.result.type.shape:
+        raise VerifyError(f"{o}: residual %{o.operands[slot].name} must have the result's shape")
+
+
 def _check_integer(o: Op, spec: OpSpec) -> None:
     result = o.result.type
     first = o.operands[0].type
@@ -127,6 +141,8 @@ def _check_integer(o: Op, spec: OpSpec) -> None:
             raise VerifyError(f"{o}: attribute '{name}' holds a float: {attr!r}")
     if "shift" in spec.attrs:
         _check_requantization(o, spec)
+    if o.kind in ("ilookup", "isoftmax"):
+        _check_table(o)
 
 
 def _check_requantization(o: Op, spec: OpSpec) -> None:
@@ -144,8 +160,17 @@ def _check_requantization(o: Op, spec: OpSpec) -> None:
         for value in (*o.operands[2:4], *o.operands[5:]):
             if math.prod(value.type.shape) not in (1, channels) or value.type.rank > 1:
                 raise VerifyError(f"{o}: %{value.name} must hold one entry, or one per output channel ({channels})")
-        if len(o.operands) == 6 and o.operands[4].type.shape != o.result.type.shape:
-            raise VerifyError(f"{o}: residual %{o.operands[4].name} must have the result's shape")
+        _check_residual(o, 4)
+
+
+def _check_table(o: Op) -> None:
+    x, table = (v.type for v in o.operands)
+    if x.dtype not in ("u8", "i8"):
+        raise VerifyError(f"{o}: %{o.operands[0].name} must be u8 or i8, is {x.dtype}")
+    wanted = "i32" if o.kind == "isoftmax" else o.result.type.dtype
+    per_channel = o.kind == "ilookup" and x.rank > 1 and table.shape == (x.shape[1], 256)
+    if table.dtype != wanted or not (table.shape == (256,) or per_channel):
+        raise VerifyError(f"{o}: its table is {table}; it takes 256x{wanted}, or for a lookup a row per channel")
 
 
 def _epilogue_types(o: Op, spec: OpSpec) -> list[str | None]:

@@ -58,6 +58,8 @@ def test_the_good_graphs_stand() -> None:
         ("%h: Nx2x4x3xf32", "%h: Nx2x4x3xi32", "element type i32 is not legal at stage float"),
         ("%x: Nx4x6x5xf32", "%x: Nx4x6x5xu8", "input %x: element type u8 is not legal at stage float"),
         ("%b: 2xf32 =", "%b: 2xi64 =", None),
+        ('%b: 2xf32 = constant() {"value": [0, 0]}', '%b: 3xf32 = constant() {"value": [0, 0, 0]}', "%b must"),
+        ("conv2d(%x, %w, %b)", "conv2d(%x, %w, %b, %x)", "residual %x must have the result's shape"),
         ("mul(x, p0)", "mul(x, p1)", "expression names p1"),
         ("mul(x, p0)", "mul(x,", "ends early|takes 2"),
         ("%p: 2x1x1xf32 = constant() {\"value\": [[[0.1]], [[0.2]]]}",
@@ -124,6 +126,32 @@ def test_broken_integer_graphs_are_refused(old: str, new: str, message: str) -> 
 def test_windows_are_checked_before_anything_divides_by_them(old: str, new: str, message: str) -> None:
     with pytest.raises(VerifyError, match=message):
         verify(parse(FLOAT.replace(old, new)))
+
+
+TABLES = """graph @t integer(%x: Nx3xu8 qu8<1*2^0:0>, %t: 256xi8, %e: 256xi32, %p: 3x256xi8) {
+  %y: Nx3xi8 = ilookup(%x, %t)
+  %z: Nx3xi8 = ilookup(%x, %p)
+  %s: Nx3xu8 = isoftmax(%x, %e) {"axis": 1}
+  return %y, %z, %s
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Nx3xu8 qu8", "Nx3xu16 qu16", "%x must be u8 or i8, is u16"),
+        ("%t: 256xi8", "%t: 255xi8", "its table is 255xi8; it takes 256xi8"),
+        ("%t: 256xi8", "%t: 256xu8", "its table is 256xu8; it takes 256xi8"),
+        ("%p: 3x256xi8", "%p: 2x256xi8", "its table is 2x256xi8"),
+        ("%e: 256xi32", "%e: 256xi16", "its table is 256xi16; it takes 256xi32"),
+        ("%e: 256xi32", "%e: 3x256xi32", "its table is 3x256xi32"),
+    ],
+)
+def test_tables_must_fit(old: str, new: str, message: str) -> None:
+    verify(parse(TABLES))
+    with pytest.raises(VerifyError, match=message):
+        verify(parse(TABLES.replace(old, new)))
 
 
 def test_padding_needs_a_grid() -> None:
