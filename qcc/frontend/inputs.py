@@ -67,7 +67,7 @@ def _declared_shape(info: ValueInfoProto, shapes: Mapping[str, Sequence[int]]) -
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         if info.name not in shapes:
-            raise ModelError(f"input '{info.name}' has no declared shape; give it, as --shape {info.name}:1,3,224,224")
+            raise ModelError(f"input '{info.name}' has no declared shape; give it, as --shape {info.name}=1,3,224,224")
         return (None,) * len(shapes[info.name])
     dims: list[int | str | None] = []
     for axis, dim in enumerate(tensor.shape.dim):
@@ -118,7 +118,7 @@ def _bound(
             what = f"'{dim}' " if dim else ""
             raise ModelError(
                 f"input '{name}': dimension {what}at axis {axis} is dynamic and has no size; "
-                f"give it, as --shape {name}:{example}"
+                f"give it, as --shape {name}={example}"
             )
         shape.append(size)
     return tuple(shape)
