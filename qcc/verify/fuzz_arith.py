@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from qcc.ir.graph import Value
-from qcc.ir.types import BATCH, DTYPES, Dyadic, Quant
-from qcc.verify.fuzz_draw import Array, Draw, Ending, elements
+from qcc.ir.types import BATCH, DTYPES, Dyadic, Quant, TensorType
+from qcc.verify.fuzz_draw import ROOM, Array, Draw, elements
 from qcc.verify.fuzz_move import Maker, require, some_axes, some_axis, window
 
 _DEVIATION: Final = 0.29
@@ -51,14 +51,14 @@ def _linear(d: Draw, kind: str, x: Value, w: Array, operand: Value, **attrs: tup
 
 
 def _iconv2d(d: Draw, x: Value) -> Value:
-    attrs: dict[str, tuple[int, ...] | int] = {**window(d, x)}
-    kernel = attrs.pop("kernel")
+    geometry = window(d, x)
+    kernel = geometry.pop("kernel")
     channels = x.type.shape[1]
     groups = channels if d.chance(0.4) else d.pick([g for g in range(1, channels + 1) if channels % g == 0])
     per_group = d.between(1, 2) if groups == channels else max(1, d.size() // groups)
-    require(isinstance(kernel, tuple) and per_group * groups <= 64, "too many channels")
-    w = _weights(d, (per_group * groups, channels // groups, *(kernel if isinstance(kernel, tuple) else ())))
-    return _linear(d, "iconv2d", x, d.ops[-1].array, w, groups=groups, **attrs)
+    require(per_group * groups <= 64, "too many channels")
+    w = _weights(d, (per_group * groups, channels // groups, *kernel))
+    return _linear(d, "iconv2d", x, d.ops[-1].array, w, groups=groups, **geometry)
 
 
 def _idense(d: Draw, x: Value) -> Value:
@@ -137,7 +137,7 @@ def _iresize_linear(d: Draw, x: Value) -> Value:
         tables[f"{letter}0"] = tuple(low)
         tables[f"{letter}1"] = tuple(min(i + 1, size - 1) for i in low)
         tables[f"{letter}f"] = tuple(d.pick((0, 512, 1024, 2048, d.between(0, 2048))) for _ in low)
-    require(x.type.shape[1] * len(tables["h0"]) * len(tables["w0"]) <= d.room, "too large")
+    require(x.type.shape[1] * len(tables["h0"]) * len(tables["w0"]) <= ROOM, "too large")
     return _summed(d, "iresize_linear", x, spread(x) * (1 << 22), **tables)
 
 
@@ -159,7 +159,7 @@ def _isoftmax(d: Draw, x: Value) -> Value:
     else:
         table = d.rng.integers(0, 65536, 256)
         table[0] = max(table[0], 1)
-    probabilities = Ending("u8", Quant(8, False, (Dyadic(1, 8),)), 32, 0, 255)
+    probabilities = TensorType((), "u8", Quant(8, False, (Dyadic(1, 8),)))
     return d.emit("isoftmax", [x, d.const("table", table.astype(np.int32))], probabilities, axis=some_axis(d, x))
 
 

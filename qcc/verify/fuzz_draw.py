@@ -23,7 +23,8 @@ _RESULTS: Final = ("u8",) * 10 + ("i8",) * 6 + ("i32",) * 3 + ("u16", "i16")
 _SHIFTS: Final = (32,) * 6 + (1, 2, 8, 16, 24, 31)
 _MULTIPLIERS: Final = (0, 1, -1, (1 << 31) - 1, -(1 << 31))
 _SCALE: Final = Dyadic(1, 4)
-_SIZE_LIMIT: Final = 6000
+ROOM: Final = 6000
+"""How many elements per sample a value may have, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +160,6 @@ class Draw:
         self.ops.append(made)
         self.values.append(result)
         return result
-
-    @property
-    def room(self) -> int:
-        """How many elements per sample a new value may have."""
-        return _SIZE_LIMIT
 
 
 def elements(value: Value) -> int:

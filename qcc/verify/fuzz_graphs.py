@@ -13,7 +13,7 @@ from qcc.ir.types import BATCH
 from qcc.ir.verify import verify
 from qcc.verify.fuzz_arith import ARITHMETIC
 from qcc.verify.fuzz_case import Case
-from qcc.verify.fuzz_draw import Draw, elements
+from qcc.verify.fuzz_draw import ROOM, Draw, elements
 from qcc.verify.fuzz_move import MOVERS, Maker
 
 MAKERS: Final[Mapping[str, Maker]] = {**MOVERS, **ARITHMETIC}
@@ -53,7 +53,7 @@ def _first_shape(d: Draw) -> tuple[int, ...]:
 def _grow(d: Draw) -> None:
     """Try one random operation on a random value; what does not fit leaves the graph as it was."""
     before = len(d.ops), len(d.inputs), len(d.values)
-    usable = [v for v in d.values if v.type.dtype != "i64" and elements(v) <= d.room]
+    usable = [v for v in d.values if v.type.dtype != "i64" and elements(v) <= ROOM]
     x = usable[-1] if d.chance(0.7) else d.pick(usable)
     try:
         MAKERS[d.pick(_KINDS)](d, x)

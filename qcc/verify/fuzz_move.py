@@ -8,7 +8,7 @@ from typing import Final
 from qcc.errors import VerifyError
 from qcc.ir.graph import Value
 from qcc.ir.types import Quant, TensorType
-from qcc.verify.fuzz_draw import Draw, elements
+from qcc.verify.fuzz_draw import ROOM, Draw, elements
 
 Maker = Callable[[Draw, Value], Value]
 """Appends an operation that reads the value. Raises VerifyError when it cannot."""
@@ -57,7 +57,7 @@ def _concat(d: Draw, x: Value) -> Value:
         alike = [v for v in d.values if v.type == x.type]
         shape = [d.between(1, 5) if a == axis else n for a, n in enumerate(x.type.shape)]
         parts.append(d.pick(alike) if d.chance(0.5) else d.input(shape, x.type.dtype, x.type.quant))
-    require(sum(map(elements, parts)) <= d.room, "too large")
+    require(sum(map(elements, parts)) <= ROOM, "too large")
     return d.emit("concat", parts, x.type, axis=axis)
 
 
@@ -70,7 +70,7 @@ def _slice(d: Draw, x: Value) -> Value:
 
 def _pad(d: Draw, x: Value) -> Value:
     quant, shape = grid_of(x), x.type.shape
-    require(elements(x) <= d.room // 4, "too large")
+    require(elements(x) <= ROOM // 4, "too large")
     pads = [0 if a == 0 or d.chance(0.4) else d.between(0, 2) for a in (*range(len(shape)), *range(len(shape)))]
     count = shape[1] if len(shape) > 1 and d.chance(0.3) else 1
     values = [quant.zero_point if d.chance(0.3) else d.between(quant.qmin, quant.qmax) for _ in range(count)]
@@ -104,12 +104,12 @@ def _transpose(d: Draw, x: Value) -> Value:
 def _gather(d: Draw, x: Value) -> Value:
     axis = some_axis(d, x)
     indices = [d.below(x.type.shape[axis]) for _ in range(d.between(1, 8))]
-    require(elements(x) * len(indices) <= d.room * x.type.shape[axis], "too large")
+    require(elements(x) * len(indices) <= ROOM * x.type.shape[axis], "too large")
     return d.emit("gather", [x], x.type, axis=axis, indices=tuple(indices))
 
 
 def _dilate2d(d: Draw, x: Value) -> Value:
-    require(x.type.rank == 4 and elements(x) * 9 <= d.room, "needs a small [N, C, H, W]")
+    require(x.type.rank == 4 and elements(x) * 9 <= ROOM, "needs a small [N, C, H, W]")
     grid_of(x)
     return d.emit("dilate2d", [x], x.type, factors=(d.between(1, 3), d.between(1, 3)))
 
