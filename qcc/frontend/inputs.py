@@ -113,7 +113,7 @@ def _bound(
             size = BATCH if batch is None else batch
         if size is None:
             example = ",".join(
-                str(d) if isinstance(d, int) else ("1" if a == 0 else "64") for a, d in enumerate(declared)
+                str(d) if isinstance(d, int) else ("-1" if a == 0 else "64") for a, d in enumerate(declared)
             )
             what = f"'{dim}' " if dim else ""
             raise ModelError(

@@ -115,8 +115,8 @@ class TensorReader:
             with path.open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
-        except OSError as e:
-            raise ModelError(f"external data: cannot read '{path.name}': {e.strerror or e}") from None
+        except (OSError, OverflowError) as e:
+            raise ModelError(f"external data: cannot read '{path.name}': {getattr(e, 'strerror', None) or e}") from None
         if len(data) != size:
             raise ModelError(f"external data: '{path.name}' ends before offset {offset} + {size} bytes")
         self.digest.update(data)

@@ -296,7 +296,7 @@ def test_external_data_stays_inside_the_folder(location: str, message: str, tmp_
         ({"offset": "four"}, "must be integers"),
         ({"length": "12"}, "16 bytes are needed, the model says 12"),
         ({"offset": str(2**62)}, "cannot read|ends before"),
-        ({"offset": str(2**70)}, "cannot read|ends before|malformed|bad"),
+        ({"offset": str(2**70)}, "cannot read 'w.bin'"),
     ],
 )
 def test_external_data_of_wrong_extent(entries: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -309,8 +309,7 @@ def _with_external(path: Path, entries: dict[str, str]) -> Path:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in entries.items():
         tensor.external_data.add(key=key, value=value)
-    nodes = [node("Add", ["x", "w"], ["y"])]
-    graph = helper.make_graph(nodes, "g", [info("x", 1, ["N", 4])], [info("y", 1, None)], [tensor])
+    graph = helper.make_graph([], "g", [info("x", 1, ["N", 4])], [info("w", 1, None)], [tensor])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path

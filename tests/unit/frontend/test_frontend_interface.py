@@ -48,7 +48,7 @@ def test_two_leading_symbols_are_one_batch_and_that_is_noted(write_model: WriteM
 
 def test_an_unknown_dimension_names_the_input_and_the_option(write_model: WriteModel) -> None:
     path = write_model(RELU, {"x": ("N", 3, "height", 64)})
-    message = r"input 'x': dimension 'height' at axis 2 is dynamic and has no size; give it, as --shape x=1,3,64,64"
+    message = r"input 'x': dimension 'height' at axis 2 is dynamic and has no size; give it, as --shape x=-1,3,64,64"
     with pytest.raises(ModelError, match=message):
         load_model(path)
     assert shapes(load_model(path, shapes={"x": (-1, 3, 32, 64)})) == [(BATCH, 3, 32, 64)]
