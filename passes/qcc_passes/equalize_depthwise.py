@@ -60,8 +60,8 @@ class EqualizeDepthwise(Pass):
     yields: ClassVar[Stage] = Stage.FLOAT
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
 
-    samples: int = Field(default=64, gt=0)
-    limit: float = Field(default=64.0, ge=1)
+    samples: int = Field(default=32, gt=0)
+    limit: float = Field(default=16.0, ge=1)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         scope = Scope(graph, ctx.log)
