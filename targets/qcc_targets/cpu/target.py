@@ -59,17 +59,17 @@ class CpuTarget(Target):
         ctx.progress("kernels", 0, 2)
         network = assemble(lower(graph, self.batch), isa)
         ctx.progress("kernels", 1, 2)
-        write_library(network, isa, self._started_compiler(), out / LIBRARY)
+        write_library(network, isa, self._started_compiler(ctx.threads), out / LIBRARY)
         (out / CONSTANTS).write_bytes(network.constants)
         (out / PROGRAM).write_bytes(describe(graph, network, isa, self.batch).to_bytes())
         (out / REPORT).write_text(json.dumps([asdict(row) for row in network.report], indent=1) + "\n")
         ctx.progress("kernels", 2, 2)
         return [out / name for name in (LIBRARY, CONSTANTS, PROGRAM, REPORT)]
 
-    def _started_compiler(self) -> Compiler:
+    def _started_compiler(self, processes: int) -> Compiler:
         """One compiler for all that this target builds: its processes load TVM once."""
         if self._compiler is None:
-            self._compiler = Compiler(Limits(self.seconds, self.memory_mib << 20))
+            self._compiler = Compiler(Limits(self.seconds, self.memory_mib << 20, processes))
         return self._compiler
 
 
