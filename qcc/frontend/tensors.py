@@ -115,7 +115,7 @@ class TensorReader:
             with path.open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
-        except (OSError, OverflowError) as e:
+        except (OSError, ValueError, OverflowError) as e:
             raise ModelError(f"external data: cannot read '{path.name}': {getattr(e, 'strerror', None) or e}") from None
         if len(data) != size:
             raise ModelError(f"external data: '{path.name}' ends before offset {offset} + {size} bytes")
