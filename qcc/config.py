@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from qcc.errors import ConfigError
 from qcc.passmgr.spelling import parse_pipeline
@@ -20,7 +20,15 @@ Layout = Literal["NCHW", "NHWC"]
 Channels = Annotated[
     tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, (int, float)) else v), Field(min_length=1)
 ]
-Dims = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+
+def _size(value: int) -> int:
+    if value == 0:
+        raise ValueError("a size is positive, or -1 for what the model says")
+    return value
+
+
+Dims = Annotated[tuple[Annotated[int, Field(ge=-1), AfterValidator(_size)], ...], Field(min_length=1)]
 
 
 class Normalization(Strict):
@@ -137,7 +145,7 @@ class CompileConfig(Strict):
     """Calibration data."""
     input: InputConfig = InputConfig()
     shapes: dict[str, Dims] = Field(default_factory=dict)
-    """Shapes of inputs whose dimensions the model leaves open."""
+    """Shapes of inputs whose dimensions the model leaves open; -1 leaves a dimension as it is."""
     batch: int | None = Field(default=None, ge=1)
     """Fixes the batch; None leaves it open."""
     calibration: CalibrationConfig = CalibrationConfig()

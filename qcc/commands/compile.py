@@ -47,7 +47,9 @@ def compile_command(
     std: StdOption = None,
     scale: ScaleOption = None,
     layout: LayoutOption = None,
-    shape: Annotated[list[str] | None, typer.Option("--shape", help="Sizes of an input: x=1,3,224,224.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", help="Sizes of an input: x=-1,3,224,224 (-1: open).")
+    ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Fix the batch; else it stays open.")] = None,
     pipeline: Annotated[
         str | None, typer.Option("--pipeline", help="A ready-made pipeline, or passes: a, b{option=value}.")

@@ -62,6 +62,10 @@ def test_every_mistake_is_named_at_once() -> None:
         make_config({**LEAST, "batch": -1, "seed": "x"})
 
 
+def test_a_shape_may_leave_the_batch_as_it_is() -> None:
+    assert make_config({**LEAST, "shapes": {"x": [-1, 3, 8, 8]}}).shapes == {"x": (-1, 3, 8, 8)}
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 def test_paths_in_a_file_start_at_its_folder(tmp_path: Path, suffix: str) -> None:
     fields = {**LEAST, "data": {"path": "cal.npz", "samples": 4}, "cache": "/abs/cache", "target": "ref"}
