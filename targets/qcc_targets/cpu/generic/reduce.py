@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
@@ -160,16 +161,16 @@ def argmax(site: Site, isa: Isa) -> Kernel:
     return Kernel("argmax.generic", primitive(site.inputs, y, body))
 
 
-_NUMERATOR_BITS = 40
-
-
 def softmax(site: Site, isa: Isa) -> Kernel:
-    """With e = table[max - x]: y = min((e * (2**40 // Σe) + 2**31) >> 32, 255), with no divide instruction."""
+    """With e = table[max - x]: y = min((e * (2**40 // Σe) + 2**31) >> 32, 255), with no divide instruction.
+
+    Rows lie in the vector lanes.
+    """
     x, y = site.view(0), site.output
     axis = site.op.int_attr("axis")
     table = site.array(1)
-    shape = tuple(1 if a == axis else d for a, d in enumerate(x.shape))
-    outer = nest(shape, [x.strides, y.strides])
+    rows = tuple(1 if a == axis else d for a, d in enumerate(x.shape))
+    outer = nest(rows, [x.strides, y.strides])
     extent, step, y_step = x.shape[axis], x.strides[axis], y.strides[axis]
 
     def body(pointers: Pointers) -> None:
@@ -177,45 +178,62 @@ def softmax(site: Site, isa: Isa) -> Kernel:
         exponentials = buffer(pointers.constants, "int32")
         target = buffer(pointers.output, y.tvm_dtype, y.alignment)
 
-        def row(index: Index) -> None:
-            base, to = outer.at(0, x.offset, index), outer.at(1, y.offset, index)
-            best = local(1, "int32")
-            total = local(1, "int64")
+        def block(index: Index, first: Any, width: int) -> None:
+            def code(i: Any, k: Any) -> Any:
+                return T.cast(source[outer.at(0, x.offset, (*index, first + i)) + k * step], "int32")
 
-            def code(i: Any) -> Any:
-                return T.cast(source[base + i * step], "int32")
+            def power(i: Any, k: Any) -> Any:
+                return wide(exponentials[best[i] - code(i, k)])
 
-            T.buffer_store(best, code(0), [0])
-            T.buffer_store(total, T.int64(0), [0])
-            loops((extent,), lambda i: T.buffer_store(best, T.max(best[0], code(i[0])), [0]))
-            loops(
-                (extent,),
-                lambda i: T.buffer_store(total, total[0] + wide(exponentials[best[0] - code(i[0])]), [0]),
-            )
-            reciprocal = _reciprocal(total[0])
+            best, total = local(width, "int32"), local(width, "int64")
+            vector(width, lambda i: T.buffer_store(best, code(i, 0), [i]))
+            with T.serial(0, extent) as k:
+                vector(width, lambda i: T.buffer_store(best, T.max(best[i], code(i, k)), [i]))
+            vector(width, lambda i: T.buffer_store(total, T.int64(0), [i]))
+            with T.serial(0, extent) as k:
+                vector(width, lambda i: T.buffer_store(total, total[i] + power(i, k), [i]))
+            reciprocal = _reciprocals(total, width)
 
-            def write(i: Index) -> None:
-                scaled = wide(exponentials[best[0] - code(i[0])]) * reciprocal[0] + wide(1 << 31)
-                result = T.min(scaled >> wide(32), wide(255))
-                T.buffer_store(target, T.cast(result, y.tvm_dtype), [to + i[0] * y_step])
+            def write(i: Any, k: Any) -> None:
+                result = T.min((power(i, k) * reciprocal[i] + wide(1 << 31)) >> wide(32), wide(255))
+                place = outer.at(1, y.offset, (*index, first + i)) + k * y_step
+                T.buffer_store(target, T.cast(result, y.tvm_dtype), [place])
 
-            loops((extent,), write)
+            with T.serial(0, extent) as k:
+                vector(width, lambda i: write(i, k))
 
-        loops(outer.dims, row)
+        loops(
+            outer.dims[:-1],
+            lambda index: in_blocks(outer.dims[-1], isa.vector_bits // 64, partial(block, index)),
+        )
 
     return Kernel("softmax.generic", primitive(site.inputs, y, body), pack(table)[0])
 
 
-def _reciprocal(divisor: Any) -> Any:
-    """2**40 // divisor by restoring division, one quotient bit a step: a buffer of one int64."""
-    rest = local(1, "int64")
-    quotient = local(1, "int64")
-    T.buffer_store(rest, T.int64(0), [0])
-    T.buffer_store(quotient, T.int64(0), [0])
+_NUMERATOR_BITS: Final = 40
+
+
+def _reciprocals(divisor: Any, width: int) -> Any:
+    """2**40 // divisor for every lane, by restoring division, one quotient bit a step."""
+    rest, quotient = local(width, "int64"), local(width, "int64")
+
+    def step(bit: Any) -> None:
+        def shift(i: Any) -> None:
+            T.buffer_store(rest, rest[i] + rest[i] + T.Select(bit == 0, T.int64(1), T.int64(0)), [i])
+
+        def subtract(i: Any) -> None:
+            fits = rest[i] >= divisor[i]
+            T.buffer_store(quotient, quotient[i] + quotient[i] + T.Select(fits, T.int64(1), T.int64(0)), [i])
+            T.buffer_store(rest, rest[i] - T.Select(rest[i] >= divisor[i], divisor[i], T.int64(0)), [i])
+
+        vector(width, shift)
+        vector(width, subtract)
+
+    def clear(state: Any, i: Any) -> None:
+        T.buffer_store(state, T.int64(0), [i])
+
+    for state in (rest, quotient):
+        vector(width, partial(clear, state))
     with T.serial(0, _NUMERATOR_BITS + 1) as bit:
-        shifted = rest[0] + rest[0] + T.Select(bit == 0, T.int64(1), T.int64(0))
-        T.buffer_store(rest, shifted, [0])
-        fits = rest[0] >= divisor
-        T.buffer_store(quotient, quotient[0] + quotient[0] + T.Select(fits, T.int64(1), T.int64(0)), [0])
-        T.buffer_store(rest, rest[0] - T.Select(fits, divisor, T.int64(0)), [0])
+        step(bit)
     return quotient
