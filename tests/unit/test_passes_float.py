@@ -198,3 +198,25 @@ def test_infinite_scales_are_not_folded() -> None:
     assert _kinds(after) == ["map"]
     feeds = {"x": np.array([[1.0, 3.0]], np.float32)}
     np.testing.assert_array_equal(next(iter(evaluate(after, feeds).values())), [[np.inf, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "attrs"),
+    [
+        ("softmax", {"axis": 3}),
+        ("argmax", {"axis": 3, "keepdims": False}),
+        ("argmax", {"axis": 1, "keepdims": True}),
+        ("reduce_max", {"axes": (1, 3), "keepdims": False}),
+        ("gather", {"axis": 2, "indices": (1, 1, 0)}),
+        ("pad", {"pads": (0, 1, 0, 0, 0, 0, 2, 0), "values": (0.5,)}),
+        ("pad", {"pads": (0, 0, 0, 1, 0, 0, 0, 0), "values": (1.0, 2.0, 3.0)}),
+    ],
+)
+def test_operations_along_axes_follow_a_transpose(kind: str, attrs: dict[str, Any]) -> None:
+    b = GraphBuilder("net")
+    turned = b.op("transpose", [_conv(b, b.input("x", (BATCH, 2, 3, 4)))], perm=(0, 2, 3, 1))
+    graph = b.graph([b.op(kind, [turned], **attrs)])
+    after = _canonical(graph)
+    # Values per channel are those of axis 1: such a pad cannot leave its layout.
+    assert (_kinds(after).index(kind) == 1) == (attrs.get("values") != (1.0, 2.0, 3.0))
+    _check_same(graph, after)
