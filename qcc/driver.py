@@ -48,7 +48,7 @@ class Compiled:
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     peak_rss_bytes: int
-    """The most memory that this process, or one of its children, has held at once."""
+    """See ``peak_rss_bytes``."""
 
 
 @dataclass(slots=True)
@@ -130,9 +130,9 @@ def plan_passes(config: CompileConfig) -> tuple[Pass, ...]:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process or one of its finished children has held at once."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """The most memory that this process has held at once; its children, which compile native code, have their own."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _pass_options(config: CompileConfig) -> dict[str, dict[str, Any]]:
