@@ -155,9 +155,9 @@ def test_expressions_stay_readable() -> None:
     """Squares of squares double in size; fusion stops before an expression grows past its bound."""
     b = GraphBuilder("net")
     y = b.input("x", (BATCH, 3))
-    for _ in range(12):
+    for _ in range(9):
         y = b.op("map", [b.op("mul", [y, y])], fn="tanh(x)")
-    for _ in range(120):
+    for _ in range(70):
         y = b.op("map", [y], fn="sin(x)")
     graph = b.graph([y])
     after = _canonical(graph)
