@@ -150,8 +150,8 @@ def test_computed_weights_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "table",
-    [np.zeros(256), np.full(256, 65536), np.full(256, -1), np.ones(255)],
-    ids=["zero", "wide", "minus", "short"],
+    [np.zeros(256), np.full(256, 65536), np.full(256, -1)],
+    ids=["zero", "wide", "minus"],
 )
 def test_bad_softmax_tables_are_refused(table: Array) -> None:
     b = GraphBuilder("g", Stage.INTEGER)
