@@ -24,7 +24,8 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 def cifar_normalized(folder: Path, part: str) -> NDArray[np.float32]:
     images: NDArray[np.float64] = np.load(folder / "cifar10.npz")[part] / 255.0
-    return ((images - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
+    normalized: NDArray[np.float64] = (images - MEAN) / STD
+    return normalized.transpose(0, 3, 1, 2).astype(np.float32)
 
 
 def cifar_bytes(folder: Path, part: str) -> NDArray[np.float32]:
