@@ -24,7 +24,7 @@ from qcc.device import build_device, check_device
 from qcc.errors import ConfigError
 from qcc.frontend.export import export_onnx
 from qcc.frontend.load import Model, load_model
-from qcc.ir.bounds import Certificate, certificates
+from qcc.ir.bounds import certificates
 from qcc.ir.graph import Graph
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext, Progress
@@ -197,15 +197,6 @@ def _report(graph: Graph, ctx: PassContext, notes: Sequence[str], warnings: Sequ
         "notes": list(notes),
         "warnings": list(warnings),
         "calibration": {"samples": data.samples, "sha256": data.digest} if data else None,
-        "certificates": {name: _certificate(c) for name, c in ctx.analyses(certificates, graph).items()},
+        "certificates": {name: c.describe() for name, c in ctx.analyses(certificates, graph).items()},
     }
     return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _certificate(c: Certificate) -> dict[str, Any]:
-    return {
-        "op": c.op,
-        "accumulator": [c.accumulator.low, c.accumulator.high],
-        "accumulator_bits": c.accumulator.bits,
-        "epilogue_bits": c.total.bits,
-    }

@@ -44,7 +44,7 @@ def test_compile_writes_what_it_says(run_qcc: Qcc, tiny: Path, tmp_path: Path) -
     onnx.checker.check_model(onnx.load_model_from_string(files["model.int.onnx"]))
     report = json.loads(files["report.json"])
     assert report["calibration"]["samples"] == 32
-    assert all(c["accumulator_bits"] <= 32 for c in report["certificates"].values())
+    assert all(c["accumulator"]["bits"] <= 32 for c in report["certificates"].values())
 
 
 @pytest.mark.parametrize(("target", "form"), [("ref", "net.qcc"), ("ref", "net"), ("cpu", "net.qcc")])
