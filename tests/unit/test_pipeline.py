@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcc.errors import ConfigError, PassError, PluginError, VerifyError
@@ -152,6 +152,7 @@ NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(NAMES, st.dictionaries(KEYS, VALUES, max_size=3)), min_size=1, max_size=4))
 def test_parse_reads_what_spell_writes(steps: list[tuple[str, dict[str, Any]]]) -> None:
     text = ", ".join(spell(name, options) for name, options in steps)
