@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,51 @@ def test_only_the_entry_points_are_exported(built: Path) -> None:
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_any_batch_runs(loaded: Network, samples: int) -> None:
     assert same(run(loaded, batch(samples)), evaluate(network(), batch(samples)))
+
+
+def image(b: GraphBuilder) -> Value:
+    return b.input("x", (BATCH, 3, 9, 11), "u8", U8)
+
+
+def passed_through(b: GraphBuilder) -> list[Value]:
+    return [image(b)]
+
+
+def views_of_the_input(b: GraphBuilder) -> list[Value]:
+    x = image(b)
+    rows = b.op("transpose", [x], perm=(0, 2, 3, 1), quant=U8)
+    return [rows, b.op("reshape", [rows], shape=(BATCH, 297), quant=U8), x]
+
+
+def views_of_an_output(b: GraphBuilder) -> list[Value]:
+    y = b.op("reduce_max", [image(b)], axes=(1, 2, 3), keepdims=False, quant=U8)
+    return [y, b.op("reshape", [y], shape=(BATCH, 1, 1), quant=U8)]
+
+
+def constants(b: GraphBuilder) -> list[Value]:
+    table = b.constant(np.arange(6).astype(np.uint8).reshape(2, 3), "k", quant=U8)
+    image(b)
+    return [table, b.op("transpose", [table], perm=(1, 0), quant=U8)]
+
+
+def without_a_batch(b: GraphBuilder) -> list[Value]:
+    x = b.input("y", (4, 6), "u8", U8)
+    return [
+        b.op("reduce_max", [x], axes=(0, 1), keepdims=False, quant=U8),
+        b.op("transpose", [x], perm=(1, 0), quant=U8),
+        b.op("reshape", [b.op("transpose", [x], perm=(1, 0), quant=U8)], shape=(8, 3), quant=U8),
+    ]
+
+
+@pytest.mark.parametrize("samples_per_call", [1, 2])
+@pytest.mark.parametrize("make", [passed_through, views_of_the_input, views_of_an_output, constants, without_a_batch])
+def test_graphs_at_the_edge(
+    make: Callable[[GraphBuilder], list[Value]], samples_per_call: int, compiler: Compiler
+) -> None:
+    b = GraphBuilder("edge", Stage.INTEGER)
+    graph = b.graph(make(b))
+    inputs = batch(3) if graph.inputs[0].name == "x" else {"y": np.arange(24, dtype=np.uint8).reshape(4, 6)}
+    assert same(run(compile_graph(graph, "generic", samples_per_call, compiler), inputs), evaluate(graph, inputs))
 
 
 def test_a_library_for_larger_batches(compiler: Compiler) -> None:

@@ -25,7 +25,7 @@ that accesses of different types through one pointer do not alias (intrinsics ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
@@ -182,10 +182,6 @@ class View:
                 total = total + coordinate * stride
         return total
 
-    def sample(self) -> View:
-        """The view of the first sample alone."""
-        return replace(self, shape=(1, *self.shape[1:]))
-
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides of a dense array in logical order."""
@@ -198,8 +194,7 @@ class Site:
 
     ``views`` has one entry per operand, None where the operand is a constant, whose array is then
     in ``arrays`` under the operand's name. Convolutions and pooling find a halo that covers their
-    padding. The planner first offers the whole batch; where a template answers None it offers one
-    sample (``samples == 1``) and calls the kernel once per sample.
+    padding. A kernel computes the whole batch: ``samples`` may be more than one.
     """
 
     op: Op
