@@ -1,7 +1,8 @@
 """The command line called in this process, a tiny ONNX model, and data for it."""
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,10 @@ Qcc = Callable[..., Result]
 
 
 @pytest.fixture
-def run_qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Qcc:
-    """``qcc ARGUMENTS`` as the console script would run it."""
+def run_qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Qcc]:
+    """``qcc ARGUMENTS`` as the console script would run it; logging is afterwards as it was."""
+    logger = logging.getLogger("qcc")
+    handlers, level = logger.handlers, logger.level
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["qcc", *map(str, arguments)])
@@ -41,7 +44,9 @@ def run_qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         captured = capsys.readouterr()
         return Result(int(caught.value.code or 0), captured.out, captured.err)
 
-    return run
+    yield run
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 def tiny_model() -> onnx.ModelProto:
