@@ -7,8 +7,6 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,18 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.calibrate_stream import Observations
 from qcc_passes.histogram import Histogram
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of every name: raise it when what is measured, or how it is stored, changes."""
 
+_KINDS = ("plain", "weighted")
 
-def cache_path(folder: Path, graph: Graph, data: CalibrationData, images: int) -> Path:
-    """Where the observations of ``graph`` on the first ``images`` samples of ``data`` belong.
+
+def cache_path(folder: Path, graph: Graph, data: CalibrationData, *options: object) -> Path:
+    """Where the observations of ``graph`` on ``data``, made with ``options``, belong.
 
     The text of a graph names its large constants by hash, so it stands for the weights as well.
     """
-    key = json.dumps([_FORMAT, render(graph), data_digest(data), images])
+    key = json.dumps([_FORMAT, render(graph), data_digest(data), *options])
     return folder / f"calibration-{hashlib.sha256(key.encode()).hexdigest()[:40]}.npz"
 
 
@@ -48,11 +48,11 @@ def data_digest(data: CalibrationData) -> str:
 def store(path: Path, seen: Observations) -> None:
     """Write ``seen`` at once: another reader finds the whole file or none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    heads = {name: astuple(h)[:-1] for name, h in seen.histograms.items()}
+    heads = [{name: _head(h) for name, h in table.items()} for table in (seen.histograms, seen.weighted)]
     arrays: dict[str, NDArray[Any]] = {"head": np.frombuffer(json.dumps([seen.images, heads]).encode(), np.uint8)}
-    arrays |= {f"counts:{name}": h.counts for name, h in seen.histograms.items()}
-    for kind, table in (("low", seen.lows), ("high", seen.highs), ("mean", seen.means)):
-        arrays |= {f"{kind}:{name}": array for name, array in table.items()}
+    for kind, table in zip(_KINDS, (seen.histograms, seen.weighted), strict=True):
+        arrays |= {f"{kind}:{name}": h.counts for name, h in table.items()}
+    arrays |= {f"mean:{name}": array for name, array in seen.means.items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -67,13 +67,21 @@ def restore(path: Path) -> Observations | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             images, heads = json.loads(file["head"].tobytes())
-            histograms = {}
-            for name, (low, high, zeros, exponent, first) in heads.items():
-                histograms[name] = Histogram(low, high, zeros, exponent, first, file[f"counts:{name}"])
-            return Observations(histograms, _table(file, "low"), _table(file, "high"), _table(file, "mean"), images)
+            plain, weighted = (
+                {name: _histogram(head, file[f"{kind}:{name}"]) for name, head in table.items()}
+                for kind, table in zip(_KINDS, heads, strict=True)
+            )
+            means = {key.removeprefix("mean:"): file[key] for key in file if key.startswith("mean:")}
+            return Observations(plain, weighted, means, images)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _table(file: Mapping[str, NDArray[Any]], kind: str) -> dict[str, NDArray[Any]]:
-    return {key.removeprefix(f"{kind}:"): file[key] for key in file if key.startswith(f"{kind}:")}
+def _head(h: Histogram) -> tuple[float, float, float, int, int]:
+    """All fields but the counts, in order."""
+    return h.low, h.high, h.zeros, h.exponent, h.first
+
+
+def _histogram(head: tuple[float, float, float, int, int], counts: NDArray[np.float64]) -> Histogram:
+    low, high, zeros, exponent, first = head
+    return Histogram(low, high, zeros, exponent, first, counts)

@@ -1,13 +1,13 @@
 """A graph that measures another: its outputs are statistics of every activation, small enough to keep.
 
 The statistics are computed by the executor beside the activations, which are freed as usual: what
-leaves is a strided sample, extremes per channel, and the channel means of each layer before its clamp.
+leaves is a strided sample, the extremes, and the channel means of each layer before its clamp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,9 +23,9 @@ LAYERS: Final = frozenset({"conv2d", "dense"})
 class Probe:
     """``graph`` computes the statistics; the tables map values of the probed graph to its outputs.
 
-    ``samples`` [N, k] are elements of the value, ``highs`` [N, C] its maxima per channel (axis 1; the
-    whole value at rank 1), ``lows`` those of its negation, absent for values that cannot be negative.
-    ``means`` [N, C] are means per output channel of each layer, before its clamp.
+    ``samples`` [N, k] are elements of the value, ``highs`` its maximum per image, ``lows`` that of its
+    negation, absent for values that cannot be negative. ``means`` [N, C] are means per output
+    channel of each layer, before its clamp.
     """
 
     graph: Graph
@@ -87,24 +87,22 @@ class _Prober:
         """Append the statistics of ``value``."""
         name = value.name
         self._samples[name] = self._give(self._sample(value))
-        self._highs[name] = self._give(self._channel_max(value, self._name(name, "high")))
+        self._highs[name] = self._give(self._max(value, self._name(name, "high")))
         if not positive:
             negated = self._builder.op("map", [value], name=self._name(name, "negated"), fn="neg(x)")
-            self._lows[name] = self._give(self._channel_max(negated, self._name(name, "low")))
+            self._lows[name] = self._give(self._max(negated, self._name(name, "low")))
 
     def _sample(self, value: Value) -> Value:
-        """Every n-th element of each image, n sharing no divisor with the last axis, so that all columns occur."""
+        """Every n-th element of each image."""
         shape = value.type.shape
         batch, total = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
         name = self._name(value.name, "sample")
         flat = self._builder.op("reshape", [value], name=f"{name}.flat", shape=(batch, total))
-        step = max(1, total // self._count)
-        while math.gcd(step, shape[-1] if shape else 1) > 1 and step > 1:
-            step += 1
+        step = sampling_step(shape, self._count)
         return self._builder.op("slice", [flat], name=name, axis=1, start=0, stop=total, step=step)
 
-    def _channel_max(self, value: Value, name: str) -> Value:
-        axes = tuple(range(2, value.type.rank))
+    def _max(self, value: Value, name: str) -> Value:
+        axes = tuple(range(1, value.type.rank))
         return self._builder.op("reduce_max", [value], name=name, axes=axes, keepdims=False) if axes else value
 
     def _channel_mean(self, value: Value, o: Op, name: str) -> Value:
@@ -122,6 +120,17 @@ class _Prober:
         if value not in self._outputs:
             self._outputs.append(value)
         return value.name
+
+
+def sampling_step(shape: Sequence[int], samples: int) -> int:
+    """Every how many elements to take about ``samples`` of them, first axis apart.
+
+    It shares no divisor with the last axis, so that all columns of a map occur.
+    """
+    step = max(1, math.prod(shape[1:]) // samples)
+    while step > 1 and math.gcd(step, shape[-1]) > 1:
+        step += 1
+    return step
 
 
 def batch_size(graph: Graph, budget: int = 32 << 20) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from qcc.errors import PassError
 from qcc.frontend.export import export_onnx
 from qcc.ir.graph import Graph
-from qcc.passmgr.context import Progress
+from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.ort import OrtModel
 from qcc_passes.calibrate_probe import Probe, batch_size, probe
@@ -27,24 +28,24 @@ _SAMPLES_PER_IMAGE = 1 << 11
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Everything that one pass over the data measures, by value name; see ``qcc_passes.facts`` for the meanings."""
+    """What calibration measures, by value name; see ``qcc_passes.facts`` for the meanings."""
 
     histograms: Mapping[str, Histogram]
-    lows: Mapping[str, Array]
-    highs: Mapping[str, Array]
+    weighted: Mapping[str, Histogram]
     means: Mapping[str, Array]
     images: int
 
 
-def observe(graph: Graph, data: CalibrationData, images: int, progress: Progress) -> Observations:
-    """Run the first ``images`` samples of ``data`` through the FLOAT ``graph`` in fp32.
+def observe(graph: Graph, images: int, ctx: PassContext) -> Observations:
+    """Run the first ``images`` calibration samples through the FLOAT ``graph`` in fp32; nothing is weighted yet.
 
     Raises ConfigError where the data do not fit the graph's inputs, and PassError naming the first
     value that becomes infinite or not a number.
     """
+    data = ctx.facts.get(CalibrationData)
     data.check(graph)
     probed = probe(graph, max(_SAMPLES_PER_IMAGE, _SAMPLES_PER_VALUE // max(images, 1)))
-    model = OrtModel(export_onnx(probed.graph))
+    model = OrtModel(export_onnx(probed.graph), threads=ctx.threads)
     collector = _Collector(probed)
     size = batch_size(graph)
     if _fixed(graph) and images < size:
@@ -53,7 +54,7 @@ def observe(graph: Graph, data: CalibrationData, images: int, progress: Progress
     for batch in data.batches(size, whole):
         feeds = {v.name: np.ascontiguousarray(batch[v.name], v.type.numpy) for v in graph.inputs}
         collector.add(model.run(feeds))
-        progress("calibrate", collector.images, whole)
+        ctx.progress("calibrate", collector.images, whole)
     return collector.finish()
 
 
@@ -65,32 +66,25 @@ class _Collector:
     def __init__(self, probed: Probe) -> None:
         self._probe = probed
         self._histograms = {name: Histogram() for name in probed.samples}
-        self._lows: dict[str, Array] = {}
-        self._highs: dict[str, Array] = {}
         self._means: dict[str, list[Array]] = {name: [] for name in probed.means}
         self.images = 0
 
     def add(self, statistics: Mapping[str, Array]) -> None:
-        for name, output in self._probe.highs.items():
-            self._add_extremes(name, statistics[output], self._low(name, statistics))
         for name, output in self._probe.samples.items():
+            low, high = self._extremes(name, statistics)
             self._histograms[name].add(statistics[output])
-            self._histograms[name].widen(float(self._lows[name].min()), float(self._highs[name].max()))
+            self._histograms[name].widen(low, high)
         for name, output in self._probe.means.items():
             self._means[name].append(statistics[output])
         self.images += len(statistics[next(iter(self._probe.samples.values()))])
 
     def finish(self) -> Observations:
         means = {name: np.concatenate(parts).astype(np.float32) for name, parts in self._means.items()}
-        return Observations(self._histograms, self._lows, self._highs, means, self.images)
+        return Observations(self._histograms, {}, means, self.images)
 
-    def _low(self, name: str, statistics: Mapping[str, Array]) -> Array:
-        output = self._probe.lows.get(name)
-        return np.zeros_like(statistics[self._probe.highs[name]]) if output is None else -statistics[output]
-
-    def _add_extremes(self, name: str, high: Array, low: Array) -> None:
-        if not (np.isfinite(high).all() and np.isfinite(low).all()):
+    def _extremes(self, name: str, statistics: Mapping[str, Array]) -> tuple[float, float]:
+        high = float(statistics[self._probe.highs[name]].max())
+        low = -float(statistics[self._probe.lows[name]].max()) if name in self._probe.lows else min(high, 0.0)
+        if not (math.isfinite(high) and math.isfinite(low)):
             raise PassError(f"%{name} is not finite on the calibration data: check the model and the preprocessing")
-        low, high = np.atleast_1d(low.min(axis=0)), np.atleast_1d(high.max(axis=0))
-        self._lows[name] = np.minimum(self._lows.get(name, low), low)
-        self._highs[name] = np.maximum(self._highs.get(name, high), high)
+        return low, high

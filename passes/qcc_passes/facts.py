@@ -19,10 +19,12 @@ from qcc_passes.observers import Observer
 class Ranges:
     """The distribution of every activation on calibration data, and the rule that picks grids from it.
 
-    ``histograms`` is keyed by value name; ``observer`` is the rule of the ``calibrate`` pass.
+    ``histograms`` is keyed by value name. ``weighted``, where a value has an entry, counts elements
+    by what an error in them does to the outputs. ``observer`` is the rule of the ``calibrate`` pass.
     """
 
     histograms: Mapping[str, Histogram]
+    weighted: Mapping[str, Histogram]
     observer: Observer
 
     def choose(self, names: Iterable[str], bits: int = 8) -> Quant:
@@ -30,21 +32,17 @@ class Ranges:
 
         Raises PassError when one of them was never observed.
         """
-        return self.observer.choose(self.histogram(names), bits)
+        wanted = list(names)
+        plain = self.histogram(wanted)
+        known = [self.weighted[n] for n in wanted if n in self.weighted]
+        return self.observer.choose(reduce(Histogram.merged, known) if len(known) == len(wanted) else plain, bits)
 
     def histogram(self, names: Iterable[str]) -> Histogram:
-        """The distribution of all the values ``names`` together. Raises PassError."""
+        """The unweighted distribution of all the values ``names`` together. Raises PassError."""
         wanted = list(names)
         if missing := [n for n in wanted if n not in self.histograms]:
             raise PassError(f"no range was measured for %{missing[0]}: run calibrate on the graph that is quantized")
         return reduce(Histogram.merged, (self.histograms[n] for n in wanted))
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelRanges:
-    """Extremes of every activation per channel (axis 1): value name to (low [C], high [C]), float32."""
-
-    by_value: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)

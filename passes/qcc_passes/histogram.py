@@ -9,13 +9,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
 MAX_BINS: Final = 1 << 14
 """Upper bound of the number of bins; at least a quarter of it is in use once data has spread."""
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts of a value's samples, and its exact extremes.
+    """Counts (or weights) of a value's samples, and its exact extremes.
 
     Bin ``i`` of ``counts`` covers ``[first + i, first + i + 1) * 2**exponent``. Exact zeros, which
     a Relu makes in masses and every grid represents, are counted apart in ``zeros``. ``low`` and
@@ -24,10 +26,10 @@ class Histogram:
 
     low: float = math.inf
     high: float = -math.inf
-    zeros: int = 0
+    zeros: float = 0
     exponent: int = 0
     first: int = 0
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: Array = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of(cls, samples: NDArray[Any]) -> Histogram:
@@ -37,9 +39,9 @@ class Histogram:
         return histogram
 
     @property
-    def centres(self) -> NDArray[np.float64]:
+    def centres(self) -> Array:
         """The middle of every bin."""
-        middle: NDArray[np.float64] = np.ldexp(self.first + np.arange(len(self.counts)) + 0.5, self.exponent)
+        middle: Array = np.ldexp(self.first + np.arange(len(self.counts)) + 0.5, self.exponent)
         return middle
 
     @property
@@ -47,25 +49,32 @@ class Histogram:
         return math.ldexp(1.0, self.exponent)
 
     @property
-    def total(self) -> int:
-        return self.zeros + int(self.counts.sum())
+    def total(self) -> float:
+        return self.zeros + float(self.counts.sum())
+
+    @property
+    def mean_square(self) -> float:
+        """The mean of the squared samples, to the width of a bin."""
+        return float(self.counts @ np.square(self.centres)) / self.total if self.total else 0.0
 
     def widen(self, low: float, high: float) -> None:
         """Take the extremes of elements that are not sampled into account."""
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def add(self, samples: NDArray[Any]) -> None:
-        """Count ``samples``."""
+    def add(self, samples: NDArray[Any], weights: NDArray[Any] | None = None) -> None:
+        """Count ``samples``, each once or as often as ``weights`` (of the same shape) says."""
         flat = np.asarray(samples, np.float64).ravel()
         if not flat.size:
             return
         self.widen(float(flat.min()), float(flat.max()))
-        occupied = flat[flat != 0]
-        self.zeros += flat.size - occupied.size
+        used = flat != 0
+        occupied = flat[used]
+        weight = None if weights is None else np.asarray(weights, np.float64).ravel()
+        self.zeros += flat.size - occupied.size if weight is None else float(weight[~used].sum())
         if occupied.size:
             self._reserve(float(occupied.min()), float(occupied.max()))
             index = np.floor(np.ldexp(occupied, -self.exponent)).astype(np.int64) - self.first
-            self.counts += np.bincount(index, minlength=len(self.counts))
+            self.counts += np.bincount(index, None if weight is None else weight[used], len(self.counts))
 
     def merged(self, other: Histogram) -> Histogram:
         """The histogram of both sets of samples."""
@@ -90,7 +99,7 @@ class Histogram:
         if not len(self.counts):
             self.exponent = math.frexp(max(high - low, abs(high), abs(low)))[1] - MAX_BINS.bit_length() + 2
             self.first = math.floor(math.ldexp(low, -self.exponent))
-            self.counts = np.zeros(1, np.int64)
+            self.counts = np.zeros(1)
         while not self._fits(low, high):
             self._halve()
         start = min(self.first, math.floor(math.ldexp(low, -self.exponent)))

@@ -86,7 +86,7 @@ class Entropy:
         magnitude = np.abs(histogram.centres)
         top = float(magnitude.max())
         index = np.minimum(magnitude * (self.bins / top), self.bins - 1).astype(np.int64)
-        density = np.bincount(index, histogram.counts, self.bins).astype(np.float64)
+        density = np.bincount(index, histogram.counts, self.bins)
         candidates = np.unique(np.linspace(min(levels, self.bins), self.bins, self.steps).astype(int))
         losses = [_divergence(density, int(stop), levels) for stop in candidates]
         limit = candidates[int(np.argmin(losses))] * top / self.bins
@@ -163,7 +163,7 @@ def grid_error(h: Histogram, quant: Quant) -> float:
     return float(h.counts @ (h.centres - codes * scale) ** 2)
 
 
-def _clipped(centres: Array, counts: NDArray[np.int64], ends: Array) -> tuple[Array, Array]:
+def _clipped(centres: Array, counts: Array, ends: Array) -> tuple[Array, Array]:
     """For each end: the sum of (x - end)**2 over the samples x beyond it, and how many they are."""
     moments = [np.append(np.cumsum((counts * centres**k)[::-1])[::-1], 0.0) for k in range(3)]
     at = np.searchsorted(centres, ends, side="right")
@@ -171,7 +171,7 @@ def _clipped(centres: Array, counts: NDArray[np.int64], ends: Array) -> tuple[Ar
     return np.maximum(second - 2 * ends * first + ends**2 * n, 0.0), n
 
 
-def _with_zeros(h: Histogram) -> tuple[Array, NDArray[np.int64]]:
+def _with_zeros(h: Histogram) -> tuple[Array, Array]:
     """Bin centres and counts with the exact zeros put in their place."""
     at = int(np.searchsorted(h.centres, 0.0))
     return np.insert(h.centres, at, 0.0), np.insert(h.counts, at, h.zeros)

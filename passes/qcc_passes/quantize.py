@@ -105,12 +105,13 @@ class Quantize(Pass):
         ranges = ctx.facts.get(Ranges)
         measured = [v.name for v in members.values if v.name not in ctx.analyses(constants, graph)]
         seen = [name for name in members.seen if name in measured] or measured
-        histogram = ranges.histogram(dict.fromkeys(origin.get(name, name) for name in seen))
+        names = list(dict.fromkeys(origin.get(name, name) for name in seen))
         if members.wide and self.wide_outputs and not any(v in graph.inputs for v in members.values):
+            histogram = ranges.histogram(names)
             return _wide(max(-histogram.low, histogram.high))
         plan = ctx.facts.find(BitPlan)
         planned = [plan.activation_bits[n] for n in measured if n in plan.activation_bits] if plan else []
-        return ranges.observer.choose(histogram, max(planned, default=self.activation_bits))
+        return ranges.choose(names, max(planned, default=self.activation_bits))
 
     def _weight_bits(self, graph: Graph, ctx: PassContext) -> dict[str, int]:
         """The layers whose weights do not have the default bits. Raises ConfigError for a foreign plan."""

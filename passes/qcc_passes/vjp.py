@@ -52,12 +52,16 @@ def vjp(o: Op, operands: Sequence[Array], result: Array, cotangent: Array) -> Se
     rule = _RULES.get(o.kind)
     if rule is None:
         raise PassError(f"{o}: '{o.kind}' has no derivative; end the graph before it, or choose a forward-only method")
-    if "lo" in o.attrs or "hi" in o.attrs:
-        # The executor clamps to float32 bounds: compare with those, or a clamped value seems inside.
-        lo, hi = (np.float32(o.float_attr(k, d)) for k, d in (("lo", -np.inf), ("hi", np.inf)))
-        inside = (result > lo) & (result < hi)
-        cotangent = np.where(inside, cotangent, 0)
-    return rule(o, operands, result, cotangent)
+    return rule(o, operands, result, unclamped(o, result, cotangent))
+
+
+def unclamped(o: Op, result: Array, cotangent: Array) -> Array:
+    """The cotangent before the clamp that ``o`` ends in: zero where it holds ``result`` at a bound."""
+    if "lo" not in o.attrs and "hi" not in o.attrs:
+        return cotangent
+    # The executor clamps to float32 bounds: compare with those, or a clamped value seems inside.
+    lo, hi = (np.float32(o.float_attr(k, d)) for k, d in (("lo", -np.inf), ("hi", np.inf)))
+    return np.where((result > lo) & (result < hi), cotangent, 0)
 
 
 def _depends_on(graph: Graph, sources: frozenset[str]) -> frozenset[str]:

@@ -38,7 +38,7 @@ def weights(*shape: int, seed: int = 1, scale: float = 0.3) -> Array:
 def ranges_of(graph: Graph, inputs: Mapping[str, Array]) -> Ranges:
     names = [v.name for v in graph.inputs] + [o.result.name for o in graph.ops if o.kind != "constant"]
     seen = evaluate(graph, inputs, keep=names)
-    return Ranges({n: Histogram.of(seen[n]) for n in names}, MinMax())
+    return Ranges({n: Histogram.of(seen[n]) for n in names}, {}, MinMax())
 
 
 def lowered(build: Build, shape: tuple[int, ...] = (BATCH, 3, 6, 5)) -> tuple[Graph, Graph, Array]:
