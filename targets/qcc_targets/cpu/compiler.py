@@ -73,7 +73,12 @@ class Compiler:
             busy = self._workers[: len(parts)]
             shares = [list(range(first, len(parts), len(busy))) for first in range(len(busy))]
             with ThreadPoolExecutor(len(busy)) as pool:
-                list(pool.map(lambda worker, share: worker.run(folder, share, parts, isa), busy, shares))
+                jobs = [
+                    pool.submit(worker.run, folder, share, parts, isa)
+                    for worker, share in zip(busy, shares, strict=True)
+                ]
+            for job in jobs:  # all have ended by now: a failure must not leave another worker's job unread
+                job.result()
             _link(linker, [folder / f"{n}.o" for n in range(len(parts))], exported, folder, path)
 
 
