@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated, NoReturn
@@ -71,6 +72,7 @@ def _options(
 def main() -> NoReturn:
     """Run the command that ``sys.argv`` names, and exit."""
     debug = DEBUG in sys.argv[1:]
+    _print_what_can_be_printed()
     try:
         app(args=[a for a in sys.argv[1:] if a != DEBUG], prog_name="qcc")
     except QccError as e:
@@ -94,6 +96,13 @@ def main() -> NoReturn:
             raise
         _fail(f"internal error: {type(e).__name__}: {e} (--debug shows where; please report it)", QccError.exit_code)
     sys.exit(0)
+
+
+def _print_what_can_be_printed() -> None:
+    """Let characters that the terminal's encoding lacks become question marks, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _line(error: QccError) -> str:

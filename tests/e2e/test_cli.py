@@ -272,3 +272,11 @@ def test_interrupt_is_one_line(tiny: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.decode().strip() == "qcc: interrupted"
     assert not (tmp_path / "net.qcc").exists()
+
+
+def test_a_terminal_without_unicode_gets_question_marks() -> None:
+    command = [sys.executable, "-m", "qcc", "passes"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "float ? float" in result.stdout
