@@ -7,7 +7,15 @@ from qcc.errors import ConfigError
 from qcc.passmgr.base import Pass
 from qcc.passmgr.plugins import make_pass
 
-DEFAULT: Final = ("fold-batch-norm", "canonicalize", "equalize-depthwise", "calibrate", "quantize", "dyadic")
+DEFAULT: Final = (
+    "fold-batch-norm",
+    "canonicalize",
+    "equalize-depthwise",
+    "calibrate",
+    "quantize",
+    "bias-correct",
+    "dyadic",
+)
 
 ON_REQUEST: Final = {"byte-input": ("byte-input", "canonicalize")}
 """Passes that run only when options are given for them, with what follows them; before anything is measured."""
