@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Machines that run tests are busy: how long an example takes says nothing about the code.
+settings.register_profile("qcc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("qcc")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
