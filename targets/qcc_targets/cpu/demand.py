@@ -19,12 +19,19 @@ SPATIAL: Final = WINDOWED | {"iresize_linear", "dilate2d"}
 """Operations whose operand and result lie channels-last."""
 
 
+CONTRACTIONS: Final = frozenset({"iconv2d", "idense", "imatmul"})
+"""Sums of products; their kernels read whole vectors of every operand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Border:
     """A halo and the code that it must hold."""
 
     halo: Halo
     fill: int
+
+
+NO_BORDER: Final = Border(Halo(), 0)
 
 
 def zero_point(type_: TensorType) -> int:

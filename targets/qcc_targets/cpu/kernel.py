@@ -16,7 +16,8 @@ specialized on a value is worth a copy.
 
 A storage in the arena is 64-byte aligned and ``SLACK`` bytes before and after it may be read (not
 written); what they hold is undefined. A view with ``external`` set lies in the caller's memory:
-nothing outside the tensor may be read, and the pointer is only aligned to the element.
+nothing outside the tensor may be read, and the pointer is only aligned to the element. Inputs of
+convolutions, products and pooling are never external; outputs may be.
 
 Memory that a kernel writes and reads back must be accessed through one element type: LLVM is told
 that accesses of different types through one pointer do not alias (intrinsics are exempt).

@@ -2,7 +2,8 @@
 
 Transposes, slices and most reshapes only change views. Concatenations are written in place where
 the producers can. What remains of them becomes ``copy``; windowed operations find their padding in
-a halo, which ``fill_halo`` writes before the tensor's first producer runs.
+a halo, which ``fill_halo`` writes before the tensor's first producer runs. Convolutions, products
+and pooling never read the caller's memory: their kernels may read somewhat beyond a tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ from qcc.ir.graph import Graph, Op, Value, op
 from qcc.ir.types import BATCH
 from qcc.verify.interp import evaluate_op
 from qcc_targets.cpu import views
-from qcc_targets.cpu.demand import SPATIAL, WINDOWED, Border, Slot, halos, slots, window_border, zero_point
+from qcc_targets.cpu.demand import (
+    CONTRACTIONS,
+    NO_BORDER,
+    SPATIAL,
+    WINDOWED,
+    Border,
+    Slot,
+    halos,
+    slots,
+    window_border,
+    zero_point,
+)
 from qcc_targets.cpu.kernel import Halo, Site, View
 
 COPY: Final = "copy"
@@ -81,7 +93,7 @@ class _Lowering:
     steps: list[Step] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    copies: dict[tuple[str, Halo, int], Place] = field(default_factory=dict)
+    copies: dict[tuple[str, tuple[int, ...], Border], Place] = field(default_factory=dict)
     halos: Mapping[str, Halo] = field(init=False)
     slots: Mapping[str, Slot] = field(init=False)
     values: Mapping[str, Value] = field(init=False)
@@ -116,14 +128,21 @@ class _Lowering:
             self._compute(o)
 
     def _compute(self, o: Op) -> None:
-        sources: list[Place | None] = [None if v.name in self.arrays else self.places[v.name] for v in o.operands]
-        if sources[0] is not None:
-            if o.kind in WINDOWED:
-                sources[0] = self._windowed(o.operands[0], window_border(o))
-            elif o.kind == "idense" and sources[0].view.strides[-1] != 1:
-                sources[0] = self._row_major(o.operands[0])
+        sources = [None if v.name in self.arrays else self._source(o, slot) for slot, v in enumerate(o.operands)]
         target = self.allocate(o.result, self._order(o, sources))
         self.emit(o, sources, target)
+
+    def _source(self, o: Op, slot: int) -> Place:
+        """The place of an operand, as the operation's kernels may read it."""
+        value = o.operands[slot]
+        place = self.places[value.name]
+        if o.kind in WINDOWED and slot == 0:
+            return self._windowed(value, window_border(o))
+        if o.kind == "idense" and slot == 0 and place.view.strides[-1] != 1:
+            return self._copied(value, range(place.view.rank))
+        if o.kind in CONTRACTIONS and self.storages[place.storage].space is Space.INPUT:
+            return self._copied(value, views.memory_order(place.view))
+        return place
 
     def _order(self, o: Op, sources: Sequence[Place | None]) -> tuple[int, ...]:
         """The memory order of the result: that of the operands, unless the operation has its own."""
@@ -179,32 +198,28 @@ class _Lowering:
         return Place(len(self.storages) - 1, view)
 
     def _windowed(self, value: Value, border: Border) -> Place:
-        """The value channels-last with at least ``border`` around it, copied where it is not so."""
+        """The value in the arena, channels-last, with at least ``border`` around it; copied where it is not so."""
         place = self.places[value.name]
         view = place.view
-        bare = not border.halo
-        if view.channels_last and (bare or (view.halo.covers(border.halo) and view.fill == border.fill)):
+        covered = not border.halo or (view.halo.covers(border.halo) and view.fill == border.fill)
+        if view.channels_last and covered and self.storages[place.storage].space is Space.ARENA:
             return place
         halo = border.halo
         if border.fill == zero_point(value.type):
             halo = halo.union(self.halos.get(value.name, Halo()))
-        key = (value.name, halo, border.fill)
+        return self._copied(value, views.CHANNELS_LAST, Border(halo, border.fill))
+
+    def _copied(self, value: Value, order: Sequence[int], border: Border = NO_BORDER) -> Place:
+        """A copy of the value in the arena, made once for all that ask for the like."""
+        key = (value.name, tuple(order), border)
         if key not in self.copies:
-            shape = self.shape(value)
-            target = self._storage(
-                views.dense(value.type.dtype, shape, views.CHANNELS_LAST, halo=halo, fill=border.fill)
-            )
-            if halo:
+            view = views.dense(value.type.dtype, self.shape(value), order, halo=border.halo, fill=border.fill)
+            target = self._storage(view)
+            if border.halo:
                 self.emit(op(FILL_HALO, (), (value,)), (), target)
-            self.copy(value, place, target)
+            self.copy(value, self.places[value.name], target)
             self.copies[key] = target
         return self.copies[key]
-
-    def _row_major(self, value: Value) -> Place:
-        place = self.places[value.name]
-        target = self._storage(views.logical(value.type.dtype, self.shape(value)))
-        self.copy(value, place, target)
-        return target
 
     def copy(self, value: Value, source: Place | None, target: Place) -> None:
         """Append a copy of ``value`` (None: a constant) to ``target``; their shapes are equal."""
@@ -217,7 +232,8 @@ class _Lowering:
         place = self.places.get(value.name)
         if place is not None:
             storage = self.storages[place.storage]
-            if storage.space is Space.ARENA and views.fills_storage(place.view, storage.size):
+            read = any(place.storage in step.inputs for step in self.steps)
+            if storage.space is Space.ARENA and not read and views.fills_storage(place.view, storage.size):
                 storage.space, storage.index = Space.OUTPUT, index
                 return
         view = views.logical(value.type.dtype, self.shape(value), external=True)
@@ -255,7 +271,7 @@ def _reshape(low: _Lowering, o: Op) -> None:
     target = low.allocate(o.result, views.CHANNELS_LAST if spatial else range(len(shape)))
     common = views.refinement(source.view.shape, shape)
     if common is None:
-        source = low._row_major(o.operands[0])
+        source = low._copied(o.operands[0], range(source.view.rank))
         common = shape
     parts = [views.reshaped(place.view, common) for place in (source, target)]
     if parts[0] is None or parts[1] is None:
