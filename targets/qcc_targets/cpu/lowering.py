@@ -207,7 +207,7 @@ class _Lowering:
         halo = border.halo
         if border.fill == zero_point(value.type):
             halo = halo.union(self.halos.get(value.name, Halo()))
-        return self._copied(value, views.CHANNELS_LAST, Border(halo, border.fill))
+        return self._copied(value, views.CHANNELS_LAST, Border(halo, border.fill) if halo else NO_BORDER)
 
     def _copied(self, value: Value, order: Sequence[int], border: Border = NO_BORDER) -> Place:
         """A copy of the value in the arena, made once for all that ask for the like."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, Nest, local, loops, nest, overlays, powers_of_two, vector
+from qcc_targets.cpu.generic.nest import Index, Nest, lanes_for, local, loops, nest, overlays, powers_of_two, vector
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -65,7 +65,7 @@ class Block:
 
 def blocking(isa: Isa, outputs: int, pixels: int) -> tuple[tuple[Block, ...], int]:
     """The blocks of a group's output channels, and the pixels that share a tile's registers."""
-    lanes = isa.vector_bits // 32
+    lanes = lanes_for(isa, 32)
     registers = 24 if isa.vector_bits == 512 else 8
     vectors = min(4 if isa.vector_bits == 512 else 2, -(-outputs // lanes))
     size = vectors * lanes

@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic import contraction
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, in_lanes, loops, overlays
+from qcc_targets.cpu.generic.nest import Index, in_lanes, lanes_for, loops, overlays
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, View, buffer, pack, primitive
 
@@ -118,7 +118,7 @@ def _depthwise(site: Site, isa: Isa, weights: NDArray[np.int64]) -> Kernel:
                     total = total + wide(code) * wide(mr[0][at])
                 T.buffer_store(target, finish(total), [y.index(n, at, i, j)])
 
-            in_lanes(channels, isa.vector_bits // 32, channel)
+            in_lanes(channels, lanes_for(isa, 32), channel)
 
         loops((y.samples, y.height, y.width), pixel)
 

@@ -52,7 +52,7 @@ def build(site: Site, isa: Isa, compute: Callable[[Sequence[Any]], Any], *, labe
             T.buffer_store(target, compute(values), [plan.at(-1, output.offset, index)])
 
         def row(outer: tuple[Any, ...]) -> None:
-            in_lanes(plan.dims[-1], lanes_for(isa), lambda i: element((*outer, i)))
+            in_lanes(plan.dims[-1], lanes_for(isa, 16), lambda i: element((*outer, i)))
 
         loops(plan.dims[:-1], row)
 
@@ -149,7 +149,7 @@ def fill_halo(site: Site, isa: Isa) -> Kernel:
                 def element(i: Any) -> None:
                     T.buffer_store(target, T.cast(view.fill, view.tvm_dtype), [plan.at(0, offset, (*outer, i))])
 
-                in_lanes(plan.dims[-1], isa.vector_bits // (8 * view.itemsize), element)
+                in_lanes(plan.dims[-1], lanes_for(isa, 8 * view.itemsize), element)
 
             loops(plan.dims[:-1], write)
 

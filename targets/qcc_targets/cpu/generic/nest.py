@@ -108,9 +108,9 @@ def local(size: int, dtype: str) -> Any:
     return T.alloc_buffer((size,), dtype, scope="global")
 
 
-def lanes_for(isa: Isa) -> int:
-    """Elements that elementwise loops take at once: two registers of 32-bit lanes."""
-    return isa.vector_bits // 16
+def lanes_for(isa: Isa, bits: int) -> int:
+    """Elements of ``bits`` that a vector register holds; at least one."""
+    return max(1, isa.vector_bits // bits)
 
 
 def broadcast_strides(view: View, shape: Sequence[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic.conv import window_start
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, in_blocks, laid_out, local, loops, vector
+from qcc_targets.cpu.generic.nest import Index, in_blocks, laid_out, lanes_for, local, loops, vector
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -38,7 +38,7 @@ def _windows(
     (kh, kw), (sh, sw), (dh, dw) = (site.op.ints_attr(k) for k in ("kernel", "strides", "dilations"))
     constants = [laid_out(site.array(slot), y) for slot in range(1, len(site.views))]
     blob, starts = pack(*(array for array, _ in constants))
-    lanes = isa.vector_bits // (8 * np.dtype(dtype).itemsize)
+    lanes = lanes_for(isa, 8 * np.dtype(dtype).itemsize)
 
     def body(pointers: Pointers) -> None:
         source = buffer(pointers.inputs[0], x.tvm_dtype, x.alignment)
@@ -128,7 +128,7 @@ def resize_linear(site: Site, isa: Isa) -> Kernel:
 
                 vector(width, channel, first)
 
-            in_blocks(y.channels, isa.vector_bits // 32, block)
+            in_blocks(y.channels, lanes_for(isa, 32), block)
 
         loops((y.samples, y.height, y.width), pixel)
 

@@ -38,7 +38,7 @@ def matmul(site: Site, isa: Isa) -> Kernel:
     depth = a.shape[-1]
     strides_a = (*broadcast_strides(_leading(a), y.shape[:-2]), a.strides[-2], 0)
     strides_b = (*broadcast_strides(_leading(b), y.shape[:-2]), 0, b.strides[-1])
-    lanes = isa.vector_bits // 32 if b.strides[-1] == 1 else 1
+    lanes = lanes_for(isa, 32) if b.strides[-1] == 1 else 1
 
     def body(pointers: Pointers) -> None:
         inputs, offsets = iter(pointers.inputs), iter(starts)
@@ -122,7 +122,7 @@ def gather(site: Site, isa: Isa) -> Kernel:
                 start = plan.at(0, x.offset, index) + steps[plan.at(1, 0, index)]
                 T.buffer_store(target, source[start], [plan.at(2, y.offset, index)])
 
-            in_lanes(plan.dims[-1], lanes_for(isa) if not plan.strides[1][-1] else 1, element)
+            in_lanes(plan.dims[-1], lanes_for(isa, 16) if not plan.strides[1][-1] else 1, element)
 
         loops(plan.dims[:-1], row)
 

@@ -11,7 +11,7 @@ import numpy as np
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
-from qcc_targets.cpu.generic.nest import Index, Nest, in_blocks, laid_out, local, loops, nest, vector
+from qcc_targets.cpu.generic.nest import Index, Nest, in_blocks, laid_out, lanes_for, local, loops, nest, vector
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -35,7 +35,7 @@ def _plan(site: Site, isa: Isa, axes: Sequence[int], extra: Sequence[Sequence[in
         strides = [[x.strides[a] for a in kept], y.strides, *extra]
     outer = nest(y.shape, strides, lead=1)
     inner = nest([x.shape[a] for a in axes], [[x.strides[a] for a in axes]])
-    return Reduction(outer, inner, isa.vector_bits // bits if outer.strides[0][-1] == 1 else 1)
+    return Reduction(outer, inner, lanes_for(isa, bits) if outer.strides[0][-1] == 1 else 1)
 
 
 def _emit(plan: Reduction, offset: int, body: Callable[[Index, int, Callable[[Any, Index], Any]], None]) -> None:
@@ -204,7 +204,7 @@ def softmax(site: Site, isa: Isa) -> Kernel:
 
         loops(
             outer.dims[:-1],
-            lambda index: in_blocks(outer.dims[-1], isa.vector_bits // 64, partial(block, index)),
+            lambda index: in_blocks(outer.dims[-1], lanes_for(isa, 64), partial(block, index)),
         )
 
     return Kernel("softmax.generic", primitive(site.inputs, y, body), pack(table)[0])
