@@ -32,6 +32,8 @@ class Program(Strict):
 
     schema_version: Literal[1] = 1
     entry: str
+    machine: str
+    """The processor family that the code is for, as ``platform.machine()`` spells it."""
     isa: str
     flags: tuple[str, ...]
     """Processor features that the code uses, as Linux lists them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,8 @@ class Network:
     """A loaded library with its constants; may be called from several threads."""
 
     def __init__(self, program: Program, library: Path, constants: NDArray[np.uint8]) -> None:
+        if program.machine != platform.machine():
+            raise ArtifactError(f"compiled for {program.machine}; this machine is {platform.machine()}")
         if missing := sorted(set(program.flags) - processor_flags()):
             raise ArtifactError(
                 f"compiled for {program.isa}, but this processor lacks {', '.join(missing)}; compile for another one"

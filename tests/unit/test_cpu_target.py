@@ -236,6 +236,9 @@ def test_a_foreign_processor_is_refused(built: Path) -> None:
     foreign = program.model_copy(update={"flags": ("avx2", "avx1024")})
     with pytest.raises(ArtifactError, match="lacks avx1024"):
         Network(foreign, built / LIBRARY, np.zeros(64, np.uint8))
+    foreign = program.model_copy(update={"machine": "vax"})
+    with pytest.raises(ArtifactError, match="compiled for vax"):
+        Network(foreign, built / LIBRARY, np.zeros(64, np.uint8))
 
 
 def test_a_broken_library_is_refused(built: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -110,6 +111,8 @@ def resolve(isa: str = "native", mcpu: str | None = None, flags: frozenset[str] 
     """
     if mcpu is None:
         if isa == "native":
+            if flags is None and platform.machine() != "x86_64":
+                raise ConfigError(f"this machine is {platform.machine()}: name the instruction set to compile for")
             return available(flags)[-1]
         if isa not in LEVELS:
             raise ConfigError(f"unknown instruction set '{isa}'; known: native, {', '.join(LEVELS)}")

@@ -52,7 +52,7 @@ class CpuTarget(Target):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(ops=frozenset(GENERIC) | frozenset(MOVES))
+        return Capabilities(ops=frozenset(GENERIC) | frozenset(MOVES), activation_bits=frozenset({8, 16}))
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         isa = resolve(self.isa, self.mcpu)
@@ -87,6 +87,7 @@ def describe(graph: Graph, network: Network, isa: Isa, batch: int) -> Program:
     """What the runtime must know of the library."""
     return Program(
         entry=ENTRY,
+        machine=isa.triple.partition("-")[0],
         isa=isa.name,
         flags=tuple(sorted(isa.flags)),
         batch=batch,
