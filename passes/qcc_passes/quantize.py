@@ -18,7 +18,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.facts import BitPlan, Ranges
 from qcc_passes.layers import layers
 from qcc_passes.quantize_attach import attach, check_ops, free_concats
-from qcc_passes.quantize_grids import GridClass, grid_classes
+from qcc_passes.quantize_grids import GridClass, grid_classes, pooled_bits
 from qcc_passes.quantize_inputs import InputGrid, exact_grid
 from qcc_passes.quantize_weights import Granularity, WeightRange, weight_quant
 
@@ -36,7 +36,8 @@ class Quantize(Pass):
     couples share one grid. Weights are symmetric and signed, per output channel or per tensor.
     A measured ``BitPlan`` overrides ``weight_bits`` and ``activation_bits`` where it names a value,
     and ``end_bits`` the weights of the first and last layer. Outputs of the graph that nothing else
-    reads take a fine 32-bit grid (``wide_outputs``). ``inputs`` names grids of graph inputs; others
+    reads take a fine 32-bit grid (``wide_outputs``), averages that only dense layers read one of up
+    to 16 bits where the target has them (``wide_pools``). ``inputs`` names grids of graph inputs; others
     are taken over exactly where the calibration data lie on an 8-bit grid (``exact_inputs``), or fitted.
     """
 
@@ -53,6 +54,7 @@ class Quantize(Pass):
     inputs: dict[str, InputGrid] = Field(default_factory=dict)
     exact_inputs: bool = True
     wide_outputs: bool = True
+    wide_pools: bool = True
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with grids. Raises ConfigError on options that do not fit, PassError on operations."""
@@ -111,7 +113,10 @@ class Quantize(Pass):
             return _wide(max(-histogram.low, histogram.high))
         plan = ctx.facts.find(BitPlan)
         planned = [plan.activation_bits[n] for n in measured if n in plan.activation_bits] if plan else []
-        return ranges.choose(names, max(planned, default=self.activation_bits))
+        bits = max(planned, default=self.activation_bits)
+        if self.wide_pools and not planned and 16 in ctx.capabilities.activation_bits:
+            bits = max(bits, pooled_bits(graph, members) or 0)
+        return ranges.choose(names, bits)
 
     def _weight_bits(self, graph: Graph, ctx: PassContext) -> dict[str, int]:
         """The layers whose weights do not have the default bits. Raises ConfigError for a foreign plan."""

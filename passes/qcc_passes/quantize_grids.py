@@ -22,6 +22,11 @@ _WIDE_READERS: Final = frozenset({"argmax"})
 """Operations, besides moves, that read 32-bit codes."""
 
 
+_AVERAGES: Final = frozenset({"reduce_mean", "reduce_sum", "avg_pool2d"})
+
+_LARGEST_WEIGHT: Final = 128
+
+
 @dataclass(frozen=True, slots=True)
 class GridClass:
     """Values that share one grid, in definition order.
@@ -68,3 +73,21 @@ def _grid_class(values: list[Value], table: Mapping[str, list[Op]], outputs: Ite
     kinds = {o.kind for _, o in readers}
     wide = bool(leaving or kinds & _WIDE_READERS) and kinds <= (MOVES | _WIDE_READERS) - _NARROW_MOVES
     return GridClass(tuple(values), tuple(v.name for v in values if v.name in seen), wide)
+
+
+def pooled_bits(graph: Graph, members: GridClass) -> int | None:
+    """How many unsigned bits pooled features may have, so that the dense layers reading them still sum in int32.
+
+    None for a class that is not made by averaging alone, or that anything but dense layers reads.
+    Such features are few and each stands for a whole map, so 8 bits lose the most just here.
+    """
+    names = {v.name for v in members.values}
+    made = [o for o in graph.ops if o.result.name in names and o.kind not in MOVES]
+    readers = [o for o in graph.ops if o.kind not in MOVES and any(v.name in names for v in o.operands)]
+    made_whole = len(made) and all(o.kind in _AVERAGES for o in made) and not names & {v.name for v in graph.inputs}
+    if not made_whole or not readers or names & {v.name for v in graph.outputs}:
+        return None
+    if not all(o.kind == "dense" and not any(v.name in names for v in o.operands[1:]) for o in readers):
+        return None
+    terms = max(o.operands[1].type.shape[1] for o in readers)
+    return min(16, ((1 << 31) // (_LARGEST_WEIGHT * terms)).bit_length() - 1)

@@ -23,7 +23,7 @@ class RefTarget(Target):
     @property
     def capabilities(self) -> Capabilities:
         """Everything that the opset holds."""
-        return Capabilities()
+        return Capabilities(activation_bits=frozenset({8, 16}))
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         """Nothing: the artifact's own graph is what runs."""

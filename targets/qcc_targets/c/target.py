@@ -52,7 +52,7 @@ class CTarget(Target):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(ops=frozenset(GENERIC) | frozenset(MOVES))
+        return Capabilities(ops=frozenset(GENERIC) | frozenset(MOVES), activation_bits=frozenset({8, 16}))
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         prefix = self.prefix or identifier(graph.name)
