@@ -12,13 +12,13 @@ from typing import Final
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
-from qcc_targets.cpu.simd import conv_amx
+from qcc_targets.cpu.simd import conv_amx, conv_vnni, depthwise
 
 Template = Callable[[Site, Isa], Kernel | None]
 
 _TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
-    "iconv2d": (conv_amx.build,),
-    "idense": (conv_amx.build,),
+    "iconv2d": (depthwise.build, conv_amx.build, conv_vnni.build),
+    "idense": (conv_amx.build, conv_vnni.build),
 }
 """The templates of each operation, the fastest first."""
 

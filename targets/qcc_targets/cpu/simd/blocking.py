@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
 from qcc_targets.cpu.simd import positions
 from qcc_targets.cpu.simd.contraction import Contraction, even_chunk, step_offsets
 from qcc_targets.cpu.simd.emit import Expr, least
 from qcc_targets.cpu.simd.tiles import ROW_BYTES, ROWS, Registers
+
+L1_BYTES: Final = 36 << 10
+"""What of the first-level cache a block may count on."""
+L2_BYTES: Final = 40
+"""Bytes per cycle from the second-level cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +89,34 @@ def amx_cycles(work: Contraction, b: AmxBlocking) -> float:
     """Estimated cycles of a contraction.
 
     From measurements on Sapphire Rapids: a product takes as many cycles as its tile has rows, at
-    least 8.5; a tile load half a cycle a row; a tile store one cycle a row; the requantization 3
-    cycles for 16 results. Tiles, loads and vectors overlap, though not perfectly.
+    least 8.5, and 52 until its result is there; a tile load takes half a cycle a row, a whole one
+    where rows straddle cache lines; a tile store, one cycle a row, overlaps neither. The
+    requantization runs beside all three, at 4 cycles for 16 results, 6 with a residual.
     """
     r, rows = b.registers, b.tiles.rows
     steps = len(step_offsets(work.runs, b.chunk))
-    product = max(rows, 0.8 * b.chunk / 4, 8.5)
-    split = 2 if (b.tiles.pitch % ROW_BYTES or b.chunk % ROW_BYTES) and b.chunk > 16 else 1
-    multiply = steps * r.rows * r.columns * product
-    load = steps * (r.rows * rows * 0.5 * split + r.columns * b.chunk / 4 * 0.5)
-    positions_ = r.rows * rows
-    vectors = positions_ * b.channels / 16
-    requantize = vectors * (4.5 if work.residual else 3.1) + r.rows * r.columns * 4
-    store = r.rows * r.columns * ROWS
-    longest = max(multiply, load, requantize, store)
-    rest = multiply + load + requantize + store - longest
-    block = longest + 0.15 * rest + 25
-    weights = work.depth * work.outputs
-    inputs = prod(work.shape) * work.depth / max(1, len(work.runs))
-    repeated = weights * (b.row_blocks - 1) if not b.positions_inside else inputs * (b.column_blocks - 1)
-    held = weights if not b.positions_inside else inputs
-    traffic = repeated / 40 if held > 32 << 10 else 0.0
-    return b.blocks * block + (multiply + requantize) + 0.5 * traffic
+    product = max(rows, 0.75 * b.chunk / 4, 8.5)
+    split = 1 + (b.tiles.pitch % ROW_BYTES + b.chunk > ROW_BYTES)
+    multiply = steps * max(r.rows * r.columns * product, 52)
+    load = steps * (r.rows * rows * split + r.columns * b.chunk / 4) * 0.5
+    store = r.rows * r.columns * rows
+    requantize = r.rows * rows * b.channels / 16 * (6.0 if work.residual else 4.0)
+    tile_unit = max(multiply, load) + store
+    fetch = _fetched(work, b) / L2_BYTES
+    longest = max(tile_unit, requantize, fetch)
+    block = longest + 0.15 * (tile_unit + requantize + fetch - longest) + 10
+    return b.blocks * block + tile_unit + requantize
+
+
+def _fetched(work: Contraction, b: AmxBlocking) -> float:
+    """Bytes that a block of work brings from the second-level cache, on average."""
+    taps = max(1, len(work.runs))
+    weights = work.depth * b.channels
+    inputs = b.registers.rows * b.tiles.rows * work.depth / taps
+    held, passing = (weights, inputs) if b.positions_inside else (inputs * taps, weights)
+    rest = work.depth * work.outputs if not b.positions_inside else prod(work.shape) * work.depth / taps
+    streamed = passing if rest > L1_BYTES - held else 0.0
+    return streamed + (held if held > L1_BYTES else 0.0)
 
 
 def amx_blocking(work: Contraction) -> AmxBlocking:

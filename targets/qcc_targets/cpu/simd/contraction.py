@@ -116,10 +116,14 @@ def _dense(site: Site, tensors: Sequence[View], weights: NDArray[np.int64], requ
 
 
 def channel_blocks(outputs: int, size: int) -> NDArray[np.int64]:
-    """The channels of blocks of ``size``, [blocks, size]; the last block overlaps where it must."""
+    """The channels of blocks of ``size``, [blocks, size]; the last block overlaps where it must.
+
+    A block larger than all channels ends in -1, which stands for none.
+    """
     count = -(-outputs // size)
-    starts = np.minimum(np.arange(count) * size, outputs - size)
-    return np.asarray(starts[:, None] + np.arange(size))
+    starts = np.minimum(np.arange(count) * size, max(outputs - size, 0))
+    channels = np.asarray(starts[:, None] + np.arange(size))
+    return np.where(channels < outputs, channels, -1)
 
 
 def pack_weights(runs: Sequence[Run], chunk: int, columns: NDArray[np.int64]) -> NDArray[np.int8]:

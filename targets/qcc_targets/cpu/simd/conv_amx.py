@@ -61,7 +61,7 @@ class _Template:
     @property
     def block(self) -> FlatBlock:
         b = self.blocking
-        return FlatBlock(Epilogue(self.isa, self.work.requant), b.registers.rows * b.tiles.rows, b.channels)
+        return FlatBlock(Epilogue(self.isa, self.work.requant), b.registers.rows * b.tiles.rows, b.channels, b.channels)
 
     @property
     def half(self) -> int:

@@ -47,6 +47,11 @@ def load(source: Memory, index: Expr, lanes: int) -> Expr:
     return bind(tirx.BufferLoad(source.buffer, [_span(source, index, lanes)]))
 
 
+def scalar(source: Memory, index: Expr) -> Expr:
+    """One element."""
+    return load(source, index, 1)
+
+
 def store(target: Memory, index: Expr, value: Expr, lanes: int) -> None:
     """Write ``lanes`` consecutive elements."""
     T.buffer_store(target.buffer, value, [_span(target, index, lanes)])
@@ -67,9 +72,19 @@ def bits(dtype: str, value: Expr) -> Expr:
     return tirx.reinterpret(dtype, value)
 
 
+def cast(dtype: str, value: Expr) -> Expr:
+    """The same numbers as another vector type."""
+    return tirx.Cast(dtype, value)
+
+
 def splat(dtype: str, value: int, lanes: int) -> Expr:
     """A constant in every lane."""
     return tirx.Broadcast(tirx.IntImm(dtype, value), lanes)
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane."""
+    return tirx.Broadcast(value, lanes)
 
 
 def pure(dtype: str, name: str, *args: Expr) -> Expr:
@@ -95,6 +110,11 @@ def loop(extent: int) -> Iterator[Expr]:
     else:
         with T.serial(0, extent) as index:
             yield index
+
+
+def local(dtype: str, lanes: int) -> Memory:
+    """A vector variable: LLVM keeps it in a register as long as all its uses are whole vectors."""
+    return Memory(T.alloc_buffer((lanes,), dtype, scope="global"))
 
 
 def interleave(*streams: tuple[Sequence[Callable[[], None]], int]) -> None:

@@ -166,17 +166,12 @@ class Epilogue:
             packed = emit.bind(emit.minimum(packed, emit.splat(base, requant.high, 4 * lanes)))
         return packed
 
-    def residual_halves(self, codes: Expr, order: NDArray[np.int64]) -> tuple[Expr, Expr]:
-        """Residual codes for one vector: bytes ``order`` [lanes] of ``codes``, widened to 64-bit lanes."""
-        size = 4 * self.lanes
-        zero = emit.splat("uint8", 0, size)
-        even, odd = (self._spread(codes, zero, order[side::2]) for side in (0, 1))
-        return even, odd
-
-    def _spread(self, codes: Expr, zero: Expr, picked: NDArray[np.int64]) -> Expr:
-        size = 4 * self.lanes
-        order = [int(p) if byte == 0 else size for p in picked for byte in range(8)]
-        return emit.bind(emit.bits(f"int64x{self.lanes // 2}", emit.shuffle([codes, zero], order)))
+    def residual_halves(self, codes: Expr) -> tuple[Expr, Expr]:
+        """Even and odd residual codes of one vector, of ``lanes`` bytes, in 64-bit lanes."""
+        half = self.lanes // 2
+        pairs = emit.bits(f"uint16x{half}", codes)
+        wide = emit.bind(emit.cast(f"int64x{half}", pairs))
+        return emit.bind(wide & emit.splat("int64", 255, half)), emit.bind(wide >> emit.splat("int64", 8, half))
 
 
 def _signed(value: Expr, half: int) -> Expr:

@@ -24,11 +24,15 @@ Place = Callable[[int], tuple[int, Expr, int]]
 
 @dataclass(frozen=True, slots=True)
 class FlatBlock:
-    """``positions`` positions of ``channels`` channels; accumulators lie densely, position by position."""
+    """``positions`` positions of ``channels`` channels; accumulators lie densely, position by position.
+
+    Of the channels only the first ``valid`` are results.
+    """
 
     epilogue: Epilogue
     positions: int
     channels: int
+    valid: int
 
     @property
     def lanes(self) -> int:
@@ -36,7 +40,8 @@ class FlatBlock:
 
     @property
     def packed(self) -> bool:
-        return self.channels % (4 * self.lanes) == 0 and self.epilogue.requant.dtype != "i32"
+        requant = self.epilogue.requant
+        return self.channels % (4 * self.lanes) == 0 and requant.dtype != "i32" and requant.mr is None
 
     @property
     def period(self) -> int:
@@ -79,10 +84,9 @@ class FlatBlock:
         """
         first = 4 * number
         last = min(first + 4, -(-self.positions * self.channels // self.lanes))
-        codes = self._gather(residual, number) if residual else None
         results = []
         for v in range(first, last):
-            added = None if codes is None else self.epilogue.residual_halves(codes, self._residual_order(v - first))
+            added = self.epilogue.residual_halves(self._gather(residual, v)) if residual else None
             results.append(self.epilogue.requantize(halves(v), constants[v % self.period], added))
         if self.epilogue.requant.dtype == "i32":
             for v, result in zip(range(first, last), results, strict=True):
@@ -90,13 +94,6 @@ class FlatBlock:
             return
         results += [results[-1]] * (4 - len(results))
         self._scatter(target, self._ordered(self.epilogue.narrow(results)), 4 * self.lanes * number, 4 * self.lanes)
-
-    def _residual_order(self, vector: int) -> NDArray[np.int64]:
-        """The byte of a group that each lane of its vector ``vector`` becomes."""
-        if self.packed:
-            order: NDArray[np.int64] = packed_order(self.lanes)[vector]
-            return order
-        return self.lanes * vector + np.arange(self.lanes)
 
     def _ordered(self, packed: Expr) -> Expr:
         """The bytes of a group in flat order."""
@@ -111,18 +108,22 @@ class FlatBlock:
     def _runs(self, place: Place, first: int, count: int) -> list[tuple[int, int, Expr, int]]:
         """Maximal contiguous pieces of ``count`` elements from flat index ``first``.
 
-        Each is (element, length, base, offset); elements past the last position are left out.
+        Each is (element, length, base, offset); elements that are no results are left out.
         """
         runs: list[tuple[int, int, int, Expr, int]] = []
         flat, stop = first, min(first + count, self.positions * self.channels)
         while flat < stop:
             position, channel = divmod(flat, self.channels)
             length = min(self.channels - channel, stop - flat)
+            if channel >= self.valid:
+                flat += length
+                continue
+            length = min(length, self.valid - channel)
             key, base, offset = place(position)
             at = offset + channel
-            if runs and runs[-1][2] == key and runs[-1][4] + runs[-1][1] == at:
-                begin, known, *_, origin = runs.pop()
-                runs.append((begin, known + length, key, base, origin))
+            begin, known, last, _, origin = runs[-1] if runs else (0, 0, -1, 0, 0)
+            if (last, begin + known, origin + known) == (key, flat - first, at):
+                runs[-1] = (begin, known + length, key, base, origin)
             else:
                 runs.append((flat - first, length, key, base, at))
             flat += length
@@ -135,22 +136,23 @@ class FlatBlock:
             part = value if whole else emit.shuffle([value], range(begin, begin + length))
             emit.store(buffer, base + offset, part, length)
 
-    def _gather(self, source: tuple[Memory, Place], number: int) -> Expr:
-        """The bytes of group ``number`` in flat order; what lies past the block is anything."""
+    def _gather(self, source: tuple[Memory, Place], vector: int) -> Expr:
+        """The bytes of vector number ``vector`` in flat order; what lies past the block is anything."""
         buffer, place = source
-        size = 4 * self.lanes
-        runs = self._runs(place, size * number, size)
+        runs = self._runs(place, self.lanes * vector, self.lanes)
         if len(runs) == 1:
-            return emit.load(buffer, runs[0][2] + runs[0][3], size)
-        piece = size
+            return emit.load(buffer, runs[0][2] + runs[0][3], self.lanes)
+        piece = self.lanes
         for begin, length, *_ in runs:
             piece = gcd(piece, gcd(begin, length))
-        parts = []
-        for _, length, base, offset in runs:
-            parts += [emit.load(buffer, base + offset + at, piece) for at in range(0, length, piece)]
-        parts += [parts[-1]] * (size // piece - len(parts))
+        found = {
+            begin + at: emit.load(buffer, base + offset + at, piece)
+            for begin, length, base, offset in runs
+            for at in range(0, length, piece)
+        }
+        anything = next(iter(found.values()))
+        parts = [found.get(at, anything) for at in range(0, self.lanes, piece)]
         while len(parts) > 1:
-            joined = range(2 * piece)
-            parts = [emit.shuffle(pair, joined) for pair in zip(parts[0::2], parts[1::2], strict=True)]
+            parts = [emit.shuffle(pair, range(2 * piece)) for pair in zip(parts[0::2], parts[1::2], strict=True)]
             piece *= 2
         return parts[0]

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
 from qcc.ir.types import DTYPES
 from qcc.runtime.cpu import request_amx
@@ -67,6 +71,7 @@ class Trial:
         if "amx" in self.isa:
             request_amx()
         functions = {f"k{i}": k.func.with_attr("global_symbol", f"k{i}") for i, k in enumerate(self.kernels)}
+        functions |= {f"r{i}": _repeated(f"k{i}", len(k.func.params)) for i, k in enumerate(self.kernels)}
         with tempfile.TemporaryDirectory(prefix="qcc-") as folder:
             path = Path(folder)
             compile_object(tvm.IRModule(functions), self.isa.target(), False, path / "k.o")
@@ -79,7 +84,7 @@ class Trial:
         constants, scratch = aligned(len(kernel.constants)), aligned(kernel.scratch, _GUARD)
         constants[...] = np.frombuffer(kernel.constants, np.uint8)
         memory = [*inputs, constants, output, scratch]
-        function = getattr(self._library, f"k{number}")
+        function = getattr(self._library, f"r{number}")
         function.restype = None
         return Call(function, tuple(ctypes.c_void_p(m.ctypes.data) for m in memory), memory)
 
@@ -98,6 +103,18 @@ class Trial:
         return result
 
 
+def _repeated(symbol: str, parameters: int) -> tirx.PrimFunc:
+    """A function that calls kernel ``symbol`` as often as its last argument says."""
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name(f"repeat_{symbol}")
+        pointers = [T.arg(f"p{i}", tirx.Var(f"p{i}", PointerType(PrimType("uint8")))) for i in range(parameters)]
+        times = T.arg("times", tirx.Var("times", "int32"))
+        with T.serial(0, times):
+            T.evaluate(tirx.call_extern("void", symbol, *pointers))
+    func: tirx.PrimFunc = ib.get()
+    return func.with_attr("global_symbol", f"r{symbol[1:]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A kernel with its arguments, ready to run."""
@@ -106,5 +123,6 @@ class Call:
     arguments: tuple[ctypes.c_void_p, ...]
     memory: Sequence[NDArray[np.uint8]]
 
-    def __call__(self) -> None:
-        self.function(*self.arguments)
+    def __call__(self, times: int = 1) -> None:
+        """Run the kernel ``times`` times, back to back."""
+        self.function(*self.arguments, ctypes.c_int32(times))

@@ -1,0 +1,173 @@
+"""Convolutions and matrix products with dot-product instructions: accumulators stay in registers.
+
+A block is some positions by some vectors of output channels. Every step of its depth broadcasts
+four bytes of each position and multiplies them with the weights of all channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.kernel import Kernel, Pointers, Site, pack, primitive
+from qcc_targets.cpu.simd import emit
+from qcc_targets.cpu.simd.blocking_vnni import VnniBlocking, vnni_blocking
+from qcc_targets.cpu.simd.contraction import Contraction, channel_blocks, contraction, pack_weights
+from qcc_targets.cpu.simd.dot import Dot
+from qcc_targets.cpu.simd.emit import Expr, Memory
+from qcc_targets.cpu.simd.epilogue import Epilogue
+from qcc_targets.cpu.simd.flat import FlatBlock, Place
+
+STEP = 4
+"""Bytes of depth per product."""
+
+
+def build(site: Site, isa: Isa, blocking: VnniBlocking | None = None) -> Kernel | None:
+    """The kernel of an ``iconv2d`` or ``idense``; ``blocking`` overrides the model's choice."""
+    if "avx2" not in isa or (work := contraction(site, isa)) is None or work.signed:
+        return None
+    return _Template(site, isa, work, blocking or vnni_blocking(work, isa)).build()
+
+
+@dataclass(frozen=True, slots=True)
+class _Operands:
+    """The buffers of a kernel."""
+
+    tensors: tuple[Memory, ...]
+    weights: Memory
+    constants: Memory
+    starts: Memory
+    runs: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    site: Site
+    isa: Isa
+    work: Contraction
+    blocking: VnniBlocking
+
+    @property
+    def dot(self) -> Dot:
+        return Dot(self.isa)
+
+    @property
+    def fused(self) -> bool:
+        return "ifma" in self.isa and self.work.requant.narrow_products
+
+    @property
+    def block(self) -> FlatBlock:
+        b = self.blocking
+        requant = self.work.requant.started() if self.fused else self.work.requant
+        valid = min(b.channels, self.work.outputs)
+        return FlatBlock(Epilogue(self.isa, requant, self.fused), b.tiles.rows, b.channels, valid)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of accumulators per position."""
+        return self.blocking.channels // self.dot.lanes
+
+    @property
+    def steps(self) -> int:
+        """Products of depth per run; runs differ in length only by what is padded."""
+        return -(-max(r.length for r in self.work.runs) // STEP)
+
+    def build(self) -> Kernel:
+        b, block, lanes = self.blocking, self.block, self.dot.lanes
+        channels = channel_blocks(self.work.outputs, b.channels)
+        columns = block.columns(channels).reshape(len(channels), -1, lanes)
+        weights = self.dot.pack(pack_weights(self.work.runs, STEP, columns)[:, :, :, 0])
+        starts = np.where(columns < 0, 0, self.work.requant.start[np.maximum(columns, 0)]).astype(np.int32)
+        offsets = np.array([r.offset for r in self.work.runs], np.int32)
+        blob, at = pack(weights, block.constants(channels), starts, offsets)
+        site = self.site
+
+        def body(pointers: Pointers) -> None:
+            views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
+            addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
+            operands = _Operands(
+                tuple(emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True)),
+                emit.memory(pointers.constants, self.dot.dtype, offset=at[0]),
+                emit.memory(pointers.constants, "int64", offset=at[1]),
+                emit.memory(pointers.constants, "int32", offset=at[2]),
+                emit.memory(pointers.constants, "int32", offset=at[3]),
+            )
+            outer, inner = (b.column_blocks, b.tiles.count) if b.positions_inside else (b.tiles.count, b.column_blocks)
+            with emit.loop(outer) as first, emit.loop(inner) as second:
+                tile, column = (second, first) if b.positions_inside else (first, second)
+                self._tile(operands, tile, column)
+
+        func = primitive(site.inputs, site.output, body, plain=True)
+        return Kernel(f"{site.op.kind[1:]}.{self.isa.name}[{b}]", func, blob)
+
+    def _tile(self, operands: _Operands, tile: Expr, column: Expr) -> None:
+        b = self.blocking
+        base = emit.bind(b.tiles.base(0, tile) + self.work.starts[0])
+        panel = column * (len(self.work.runs) * self.steps)
+        acc = self._begin(operands, column)
+        if self.steps * len(self.work.runs) <= b.unrolled:
+            for number, run in enumerate(self.work.runs):
+                for step in range(self.steps):
+                    acc = self._step(operands, acc, base + run.offset + STEP * step, panel + number * self.steps + step)
+        else:
+            acc = self._looped(operands, acc, base, panel)
+        self._finish(operands, acc, tile, column)
+
+    def _begin(self, operands: _Operands, column: Expr) -> list[Expr]:
+        """The accumulators, [positions * vectors], at their starts."""
+        lanes = self.dot.lanes
+        if not self.fused:
+            return [emit.splat("int32", 0, lanes)] * (self.blocking.tiles.rows * self.vectors)
+        starts = [emit.load(operands.starts, (column * self.vectors + v) * lanes, lanes) for v in range(self.vectors)]
+        return starts * self.blocking.tiles.rows
+
+    def _looped(self, operands: _Operands, acc: list[Expr], base: Expr, panel: Expr) -> list[Expr]:
+        """All steps of depth as loops over runs and groups of steps, accumulators in variables."""
+        lanes, group = self.dot.lanes, self.blocking.group
+        variables = [emit.local("int32", lanes) for _ in acc]
+        for variable, value in zip(variables, acc, strict=True):
+            emit.store(variable, 0, value, lanes)
+
+        def steps(first: Expr, weight: Expr, count: int) -> None:
+            values = [emit.load(v, 0, lanes) for v in variables]
+            for step in range(count):
+                values = self._step(operands, values, first + STEP * step, weight + step)
+            for variable, value in zip(variables, values, strict=True):
+                emit.store(variable, 0, value, lanes)
+
+        whole, rest = divmod(self.steps, group)
+        with emit.loop(len(self.work.runs)) as run:
+            first = emit.bind(base + emit.scalar(operands.runs, run)) if len(self.work.runs) > 1 else base
+            weight = emit.bind(panel + run * self.steps)
+            if whole:
+                with emit.loop(whole) as number:
+                    steps(first + number * (STEP * group), weight + number * group, group)
+            if rest:
+                steps(first + whole * STEP * group, weight + whole * group, rest)
+        return [emit.load(v, 0, lanes) for v in variables]
+
+    def _step(self, operands: _Operands, acc: list[Expr], first: Expr, weight: Expr) -> list[Expr]:
+        """The accumulators after one product for every position and vector."""
+        weights = [self.dot.load(operands.weights, weight * self.vectors + v) for v in range(self.vectors)]
+        result = []
+        for position in range(self.blocking.tiles.rows):
+            a = self.dot.spread(operands.tensors[0], first + position * self.blocking.tiles.pitch)
+            known = acc[position * self.vectors : (position + 1) * self.vectors]
+            result += [self.dot.add(value, a, w) for value, w in zip(known, weights, strict=True)]
+        return result
+
+    def _finish(self, operands: _Operands, acc: list[Expr], tile: Expr, column: Expr) -> None:
+        b, block = self.blocking, self.block
+        channel = emit.least(column * b.channels, max(self.work.outputs - b.channels, 0))
+        constants = block.load_constants(operands.constants, column)
+
+        def place(tensor: int) -> Place:
+            base = emit.bind(b.tiles.base(tensor, tile) + self.work.starts[tensor] + channel)
+            return lambda position: (0, base, b.tiles.offset(tensor, position))
+
+        target = (operands.tensors[1], place(1))
+        residual = (operands.tensors[2], place(2)) if self.work.residual else None
+        for group in range(block.groups):
+            block.group(group, lambda v: block.epilogue.halves(acc[v]), constants, target, residual)
