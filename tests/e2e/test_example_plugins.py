@@ -27,7 +27,7 @@ from qcc.verify.interp import evaluate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUICKSTART = EXAMPLES / "quickstart"
-PASSES = "canonicalize, fold-batch-norm, canonicalize, calibrate, quantize, power-of-two-scales, dyadic"
+PASSES = "fold-batch-norm, canonicalize, calibrate, quantize, power-of-two-scales, bias-correct, dyadic"
 
 Qcc = Callable[..., Any]
 Install = Callable[[str, str, str, str], None]
