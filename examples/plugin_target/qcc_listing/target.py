@@ -33,7 +33,8 @@ class ListingTarget(Target):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(ops=OPS)
+        """``OPS``, on activations of up to 16 bits."""
+        return Capabilities(ops=OPS, activation_bits=frozenset({8, 16}))
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         """Write ``program.json``; qcc has refused graphs with other operations than ``capabilities.ops``."""
