@@ -256,7 +256,11 @@ class _Block:
             x, rows = self.template.x, self.template.taps[group]
             offsets = [row * x.row_stride + column * x.pixel_stride for row in rows]
             offsets += [offsets[-1]] * (4 - len(offsets))  # their weights are zero
-            words = self._unpacked(offsets) if self.flat.packed else [self._gathered(offsets, v) for v in range(self.vectors)]
+            words = (
+                self._unpacked(offsets)
+                if self.flat.packed
+                else [self._gathered(offsets, v) for v in range(self.vectors)]
+            )
             self.interleaved[key] = [self.dot.operand(w) for w in words]
         return self.interleaved[key]
 
