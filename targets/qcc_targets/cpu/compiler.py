@@ -24,8 +24,15 @@ from tvm import tirx
 from qcc.errors import TargetError
 from qcc_targets.cpu.isa import Isa
 
-_PER_UNIT: Final = 8
-"""Functions in one module: fixed, so that the number of processes never changes the result."""
+_UNITS: Final = 4
+_LEAST: Final = 4
+_MOST: Final = 16
+"""Functions are compiled in modules of ``_LEAST`` to ``_MOST``, so that there are about ``_UNITS``: a module
+has a cost of its own, and several can be compiled at once. Nothing here depends on the machine, since
+the division into modules shows in the library."""
+
+_PER_WORKER: Final = 4
+"""Modules that keep one process busy for long enough: a process takes a second to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,8 @@ class Limits:
 def units(functions: Mapping[str, tirx.PrimFunc]) -> list[Unit]:
     """``functions`` in units of a few."""
     items = list(functions.items())
-    return [Unit(dict(items[start : start + _PER_UNIT])) for start in range(0, len(items), _PER_UNIT)]
+    size = min(_MOST, max(_LEAST, -(-len(items) // _UNITS)))
+    return [Unit(dict(items[start : start + size])) for start in range(0, len(items), size)]
 
 
 class Compiler:
@@ -70,7 +78,7 @@ class Compiler:
             for number, part in enumerate(parts):
                 module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in part.functions.items()})
                 (folder / f"{number}.json").write_text(tvm.ir.save_json(module))
-            busy = self._workers[: len(parts)]
+            busy = self._workers[: -(-len(parts) // _PER_WORKER)]
             shares = [list(range(first, len(parts), len(busy))) for first in range(len(busy))]
             with ThreadPoolExecutor(len(busy)) as pool:
                 jobs = [
