@@ -39,7 +39,8 @@ def _job(job: dict[str, Any]) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with Path(job["log"]).open("w") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
         try:
             for unit in job["units"]:
                 module = tvm.ir.load_json(Path(unit["module"]).read_text())

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import tvm
 from tvm import tirx
@@ -60,11 +61,15 @@ def units(functions: Mapping[str, tirx.PrimFunc]) -> list[Unit]:
 
 
 class Compiler:
-    """Compiles and links; its child processes start with the first library and stay for the next ones."""
+    """Compiles and links; its child processes start with the first library and stay for the next ones.
+
+    Several threads may share one; they take turns.
+    """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._workers = [_Worker(self.limits) for _ in range(self.limits.processes)]
+        self._turn = threading.Lock()
 
     def library(self, parts: Sequence[Unit], exported: Sequence[str], isa: Isa, path: Path) -> None:
         """Compile ``parts`` and link them into ``path``; only the symbols ``exported`` stay visible.
@@ -125,8 +130,7 @@ class _Worker:
         try:
             process.stdin.write(f"{job}\n")
             process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], 4 * self._limits.seconds)
-            answer = process.stdout.readline() if ready else ""
+            answer = process.stdout.readline() if _readable(process.stdout, 4 * self._limits.seconds) else ""
         except OSError:
             answer = ""
         if not answer:
@@ -144,6 +148,13 @@ class _Worker:
             )
             weakref.finalize(self, _stop, self._process)
         return self._process
+
+
+def _readable(pipe: IO[str], seconds: int) -> bool:
+    """Whether ``pipe`` has something to read, or ends, within ``seconds``."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
