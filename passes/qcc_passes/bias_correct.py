@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from qcc.ir.graph import Graph, Op, Stage, Value, constant, fresh_name, rewrite
+from qcc.ir.types import BATCH
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
@@ -22,8 +23,8 @@ from qcc_passes.layers import layers
 
 Array = NDArray[Any]
 
-_CHUNK: Final = 48 << 20
-"""Bytes of real activations that are held at once; the rest waits as codes."""
+_PART: Final = 48 << 20
+"""Bytes of the largest value that are held as reals at once; all else waits as codes."""
 
 
 class BiasCorrect(Pass):
@@ -49,13 +50,20 @@ class BiasCorrect(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with corrected biases, each a constant of its layer's own."""
         data, means = ctx.facts.get(CalibrationData), ctx.facts.get(ChannelMeans)
+        size = _images_per_part(graph)
         count = min(self.samples, data.samples, means.images)
+        if (fixed := _fixed_batch(graph)) is not None:
+            count -= count % fixed
         names = [layer.name for layer in layers(graph) if layer.name in means.by_value]
-        walk = _Walk(graph, {v.name: data.arrays[v.name][:count] for v in graph.inputs})
+        walk = _Walk(
+            graph, [{k: a[i : min(i + size, count)] for k, a in data.arrays.items()} for i in range(0, count, size)]
+        )
         biases: dict[str, Array] = {}
-        for o in walk.ops():
-            if o.result.name in names and count > 1:
-                shift = self._shift(means.by_value[o.result.name][:count] - walk.channel_means(o))
+        for o in walk.ops() if count > 1 else ():
+            if o.result.name in names:
+                exact, found = means.by_value[o.result.name][:count], walk.channel_means(o)
+                # A layer whose first axis is not the images (a fixed batch may be folded into others) has none to trim.
+                shift = self._shift(exact - found) if exact.shape == found.shape else None
                 if shift is not None:
                     biases[o.result.name] = walk.arrays[o.operands[2].name] + shift.astype(np.float32)
                 ctx.progress(self.name, names.index(o.result.name) + 1, len(names))
@@ -80,20 +88,32 @@ class BiasCorrect(Pass):
         return mean
 
 
+def _fixed_batch(graph: Graph) -> int | None:
+    """The images per inference that the graph's shapes demand; None where any batch will do."""
+    return next((v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH), None)
+
+
+def _images_per_part(graph: Graph) -> int:
+    """How many images to compute at once: what a fixed batch demands, or what fits into memory."""
+    if (fixed := _fixed_batch(graph)) is not None:
+        return fixed
+    largest = max((math.prod(map(abs, o.result.type.shape)) for o in graph.ops if o.kind != "constant"), default=1)
+    return max(1, _PART // (4 * largest))
+
+
 @dataclass(slots=True)
 class _Walk:
-    """The values of a QUANTIZED graph on some images, as codes; each is dropped after its last reader."""
+    """The values of a QUANTIZED graph on some images, in parts, as codes; each is dropped after its last reader."""
 
     graph: Graph
-    inputs: dict[str, Array]
+    inputs: list[dict[str, Array]]
     arrays: dict[str, Array] = field(default_factory=dict)
-    _stored: dict[str, Array] = field(default_factory=dict)
+    _stored: dict[str, list[Array]] = field(default_factory=dict)
 
     def ops(self) -> Iterator[Op]:
         """The operations in order, constants apart; the caller computes each before it asks for the next."""
         for v in self.graph.inputs:
-            real = self.inputs[v.name].astype(np.float32)
-            self._stored[v.name] = real if v.type.quant is None else v.type.quant.quantize(real)
+            self._stored[v.name] = [_codes(v, part[v.name].astype(v.type.numpy)) for part in self.inputs]
         last = {v.name: i for i, o in enumerate(self.graph.ops) for v in o.operands}
         for index, o in enumerate(self.graph.ops):
             if o.kind == "constant":
@@ -108,11 +128,11 @@ class _Walk:
     def compute(self, o: Op, bias: Array | None) -> None:
         """Store the result of ``o``, with ``bias`` in place of its own."""
         parts = []
-        for operands in self._chunks(o):
+        for operands in self._parts(o):
             if bias is not None:
                 operands[2] = bias
             parts.append(_codes(o.result, evaluate_op(o, operands)))
-        self._stored[o.result.name] = np.concatenate(parts)
+        self._stored[o.result.name] = parts
 
     def channel_means(self, o: Op) -> Array:
         """Means [images, C] of what a layer computes before its clamp, residual included.
@@ -120,18 +140,13 @@ class _Walk:
         A mean of sums of products is a sum of products with means: only the windows' means of the
         input are needed, not the layer's output.
         """
-        parts = [_channel_means(o, operands) for operands in self._chunks(o)]
-        return np.concatenate(parts)
+        return np.concatenate([_channel_means(o, operands) for operands in self._parts(o)])
 
-    def _chunks(self, o: Op) -> Iterator[list[Array]]:
+    def _parts(self, o: Op) -> Iterator[list[Array]]:
         """The operands of ``o`` as reals, some images at a time."""
-        varying = [v for v in o.operands if v.name not in self.arrays]
-        images = len(self._stored[varying[0].name])
-        size = max(math.prod(map(abs, v.type.shape)) for v in (*varying, o.result))
-        step = max(1, _CHUNK // (4 * size))
-        for start in range(0, images, step):
+        for index in range(len(self.inputs)):
             yield [
-                self.arrays[v.name] if v.name in self.arrays else _reals(v, self._stored[v.name][start : start + step])
+                self.arrays[v.name] if v.name in self.arrays else _reals(v, self._stored[v.name][index])
                 for v in o.operands
             ]
 

@@ -23,7 +23,7 @@ from qcc_passes.quantize import Quantize
 Array = NDArray[Any]
 
 
-def network(shared_bias: bool = False) -> Graph:
+def network(shared_bias: bool = False, batch: int = BATCH) -> Graph:
     """Conv, depthwise, residual conv, dense on [N, 3, 8, 8]; few weights per channel, so rounding moves means."""
     rng = np.random.default_rng(0)
     b = GraphBuilder("net")
@@ -35,7 +35,7 @@ def network(shared_bias: bool = False) -> Graph:
         return b.op("conv2d", [x, w, bias, *r], name=name, groups=groups, **window, **attrs)
 
     zero = b.constant(np.zeros(8, np.float32), "zero")
-    x = b.input("x", (BATCH, 3, 8, 8))
+    x = b.input("x", (batch, 3, 8, 8))
     y = layer(x, 8, 1, "first", lo=0.0)
     z = layer(y, 8, 8, "depthwise", lo=0.0, hi=6.0)
     z = layer(z, 8, 1, "residual", y, lo=0.0)
@@ -118,3 +118,15 @@ def test_layers_that_share_a_bias_get_their_own() -> None:
     made = producers(after)
     names = [made[n].operands[2].name for n in ctx.facts.get(BiasCorrections).accepted]
     assert len(set(names)) == len(names) > 1
+
+
+def test_a_fixed_batch_is_corrected_alike() -> None:
+    data = images(66, 1)
+    biases = []
+    for batch in (BATCH, 4):
+        before, ctx = quantized(network(batch=batch), data)
+        after = BiasCorrect(samples=64).run(before, ctx)
+        made = producers(after)
+        biases.append({n: made[made[n].operands[2].name].array for n in ctx.facts.get(BiasCorrections).accepted})
+    assert biases[0].keys() == biases[1].keys()
+    assert all(np.allclose(b, biases[1][name], atol=0.05) for name, b in biases[0].items())
