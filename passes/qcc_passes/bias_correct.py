@@ -75,6 +75,7 @@ class BiasCorrect(Pass):
 
     def _shift(self, errors: Array) -> Array | None:
         """The correction per channel from errors [images, C], or None where it does not help held-out images."""
+        errors = errors.astype(np.float64)  # whose squares cannot overflow
         held = max(1, round(len(errors) * self.held_out))
         fit, judge = errors[:-held], errors[-held:]
         trial = self._trimmed(fit) if len(fit) else errors.mean(axis=0)

@@ -22,7 +22,7 @@ class Calibrate(Pass):
     ``method`` picks a range from a distribution: ``mse`` (least squared quantization error, both
     ends searched), ``minmax``, ``percentile`` (keeps ``percentile`` per cent), ``entropy`` (least
     information lost). For ``mse`` each element counts by what its error does to the outputs,
-    measured on ``weighted`` samples by one backward pass each; 0 lets all count alike. ``samples``
+    measured on ``weighted`` samples or more by one backward pass each; 0 lets all count alike. ``samples``
     limits how many calibration samples are used.
     """
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qcc.errors import PassError
 from qcc.frontend.export import export_onnx
 from qcc.ir.build import GraphBuilder
-from qcc.ir.graph import Graph, Op
+from qcc.ir.graph import Graph, Op, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
@@ -143,21 +143,35 @@ def weigh(graph: Graph, images: int, seen: Mapping[str, Histogram], ctx: PassCon
 
 
 def _heads(graph: Graph) -> list[str]:
-    """The real values whose errors are to be small: the outputs, and what an argmax among them reads."""
+    """The real values whose errors are to be small: the outputs, and what a softmax or argmax among them reads.
+
+    The derivative of a softmax nearly vanishes where it is sure; errors there count all the same, since
+    clipping its arguments is no small step.
+    """
     made_by = {o.result.name: o for o in graph.ops}
-    ends = [v if v.type.dtype == "f32" else made_by[v.name].operands[0] for v in graph.outputs]
+    ends: list[Value] = []
+    for v in graph.outputs:
+        kind = made_by[v.name].kind if v.name in made_by else "input"
+        if kind in ("softmax", "argmax"):
+            ends.append(made_by[v.name].operands[0])
+        elif kind != "constant":
+            ends.append(v)
     return list(dict.fromkeys(v.name for v in ends if v.type.dtype == "f32"))
 
 
 def _batches(graph: Graph, data: CalibrationData, images: int) -> tuple[int, NDArray[np.int64]]:
-    """How many samples to run at once, and the indices of all, in whole batches where the graph's is fixed."""
+    """How many samples to run at once, and the indices of all, in whole batches where the graph's is fixed.
+
+    At least ``images``, and all that fit into the first batch: where tensors are small, few samples
+    would hold too few elements to find their range by.
+    """
     fixed = [v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH]
-    count = min(images, data.samples)
+    bytes_per_sample = sum(4 * math.prod(map(abs, o.result.type.shape)) for o in graph.ops if o.kind != "constant")
+    size = fixed[0] if fixed else max(1, _BUDGET // max(bytes_per_sample, 1))
+    count = min(max(images, size), data.samples)
     if fixed:
         count -= count % fixed[0]
-    chosen = np.linspace(0, data.samples - 1, count).astype(np.int64)
-    bytes_per_sample = sum(4 * math.prod(map(abs, o.result.type.shape)) for o in graph.ops if o.kind != "constant")
-    return (fixed[0] if fixed else max(1, _BUDGET // max(bytes_per_sample, 1))), chosen
+    return size, np.linspace(0, data.samples - 1, count).astype(np.int64)
 
 
 def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
