@@ -12,7 +12,7 @@ from qcc.errors import PluginError, QccError
 
 BACKENDS: Final = "qcc.backends"
 ALIGNMENT: Final = 64
-"""Every array that a backend is given starts at a multiple of this many bytes."""
+"""Every array that a backend is given starts at a multiple of this many bytes, unless it says otherwise."""
 
 
 class Backend(Protocol):
@@ -20,6 +20,8 @@ class Backend(Protocol):
 
     ``files`` maps the artifact's relative paths to files whose hashes have been checked; they
     stay in place as long as the backend lives. ``run`` may be called from several threads at once.
+    A backend may also have a method ``quantize(spec, array)``, its own ``quantize_input``, equal on
+    every bit, and an attribute ``alignment``, the bytes to which it wants arrays aligned instead.
     """
 
     def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int) -> None: ...
@@ -27,7 +29,7 @@ class Backend(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
         """Codes of every output, [batch, …], from codes of every input, [batch, …].
 
-        Inputs have the manifest's element types, are C-contiguous and aligned to ``ALIGNMENT``.
+        Inputs have the manifest's element types, are C-contiguous and aligned.
         ``batch`` is at least 1, and 1 where the manifest's shapes have no batch axis.
         """
         ...

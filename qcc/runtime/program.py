@@ -12,6 +12,7 @@ from qcc.validation import Strict, explain
 PROGRAM: Final = "network.json"
 LIBRARY: Final = "network.so"
 CONSTANTS: Final = "constants.bin"
+BORDER: Final = "border.so"
 
 
 class Argument(Strict):

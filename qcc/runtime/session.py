@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Session:
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
         self._artifact = artifact
         self._backend = make_backend(artifact.manifest, artifact.files, threads)
+        self._quantize: Callable[[TensorSpec, NDArray[Any]], NDArray[Any]]
+        self._quantize = getattr(self._backend, "quantize", quantize_input)
+        self._alignment: int = getattr(self._backend, "alignment", ALIGNMENT)
+        self._batched = any(s.batched for s in (*self.inputs, *self.outputs))
 
     @property
     def manifest(self) -> Manifest:
@@ -55,7 +59,7 @@ class Session:
         """
         arrays = {name: _native(np.asarray(array)) for name, array in inputs.items()}
         runs, batch = self._measure(arrays)
-        codes = {s.name: quantize_input(s, arrays[s.name]) for s in self.inputs}
+        codes = {s.name: self._quantize(s, arrays[s.name]) for s in self.inputs}
         parts = [self.run_codes(part, batch) for part in _split(codes, runs)]
         results = {s.name: _joined([p[s.name] for p in parts]) for s in self.outputs}
         if raw:
@@ -67,24 +71,23 @@ class Session:
 
         They are arrays of the inputs' element types, [batch, …], of any strides and alignment.
         """
-        return self._backend.run({name: _aligned(array) for name, array in codes.items()}, batch)
+        return self._backend.run({name: _aligned(array, self._alignment) for name, array in codes.items()}, batch)
 
     def _measure(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
         """How often the backend runs, and the batch of each run."""
-        known = ", ".join(s.name for s in self.inputs)
-        if extra := sorted(set(arrays) - {s.name for s in self.inputs}):
-            raise ConfigError(f"no input is called '{extra[0]}'; inputs: {known}")
+        specs = self.inputs
+        if extra := sorted(set(arrays) - {s.name for s in specs}):
+            raise ConfigError(f"no input is called '{extra[0]}'; inputs: {', '.join(s.name for s in specs)}")
         counts: dict[int, TensorSpec] = {}
-        for spec in self.inputs:
+        for spec in specs:
             if (array := arrays.get(spec.name)) is None:
-                raise ConfigError(f"no array for the input '{spec.name}'; inputs: {known}")
+                raise ConfigError(f"no array for the input '{spec.name}'; inputs: {', '.join(s.name for s in specs)}")
             counts.setdefault(_count(spec, array), spec)
         if len(counts) > 1:
             sizes = ", ".join(f"'{spec.name}' {count}" for count, spec in counts.items())
             raise ConfigError(f"inputs have different batch sizes: {sizes}")
         count = next(iter(counts), 1)
-        batched = any(s.batched for s in (*self.inputs, *self.outputs))
-        return (1, count) if batched else (count, 1)
+        return (1, count) if self._batched else (count, 1)
 
 
 def _count(spec: TensorSpec, array: NDArray[Any]) -> int:
@@ -100,6 +103,7 @@ def _count(spec: TensorSpec, array: NDArray[Any]) -> int:
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """``array`` in this machine's byte order."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -118,12 +122,12 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """``array``, or a copy of it, C-contiguous and starting at a multiple of ``ALIGNMENT`` bytes."""
-    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+def _aligned(array: NDArray[Any], alignment: int) -> NDArray[Any]:
+    """``array``, or a copy of it, C-contiguous and starting at a multiple of ``alignment`` bytes."""
+    if array.flags.c_contiguous and (alignment <= array.itemsize or array.ctypes.data % alignment == 0):
         return array
-    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
+    room = np.empty(array.nbytes + alignment, np.uint8)
+    start = -room.ctypes.data % alignment
     copy: NDArray[Any] = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy

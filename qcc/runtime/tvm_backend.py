@@ -14,11 +14,14 @@ import numpy as np
 import tvm_ffi
 from numpy.typing import NDArray
 
-from qcc.artifact.manifest import Manifest
+from qcc.artifact.border import quantize_input
+from qcc.artifact.manifest import Manifest, TensorSpec
 from qcc.errors import ArtifactError
 from qcc.runtime.backend import ALIGNMENT
 from qcc.runtime.cpu import processor_flags, request_amx
-from qcc.runtime.program import CONSTANTS, LIBRARY, PROGRAM, Argument, Program
+from qcc.runtime.pointers import address, pointer
+from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Argument, Program
+from qcc.runtime.tvm_border import NativeBorder
 
 FOLDER: Final = "device"
 
@@ -30,12 +33,21 @@ class TvmBackend:
     of a batch are spread over them.
     """
 
+    alignment: Final = 1
+    """The library takes arrays of any alignment."""
+
     def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int) -> None:
         paths = {name: _file(files, name) for name in (PROGRAM, LIBRARY, CONSTANTS)}
         self.network = Network(
             Program.from_bytes(paths[PROGRAM].read_bytes()), paths[LIBRARY], np.memmap(paths[CONSTANTS], mode="r")
         )
+        border = files.get(f"{FOLDER}/{BORDER}")
+        self._border = NativeBorder(border, manifest.inputs) if border is not None else None
         self._pool = ThreadPoolExecutor(threads, "qcc") if threads > 1 else None
+
+    def quantize(self, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+        """What ``quantize_input`` gives, faster."""
+        return quantize_input(spec, array) if self._border is None else self._border.quantize(spec, array)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
         """Codes of every output from codes of every input."""
@@ -63,8 +75,8 @@ class Network:
         if any(flag.startswith("amx") for flag in program.flags):
             request_amx()
         self.program = program
-        self._constants = constants if constants.ctypes.data % ALIGNMENT == 0 else aligned(constants)
-        self._constants_pointer = ctypes.c_void_p(self._constants.ctypes.data)
+        self._constants = constants if address(constants) % ALIGNMENT == 0 else aligned(constants)
+        self._constants_pointer = pointer(self._constants)
         try:
             self._library = tvm_ffi.load_module(str(library))
             self._function = self._library[program.entry]
@@ -83,8 +95,8 @@ class Network:
         if count < self.program.batch and any(a.batched for a in (*self.program.inputs, *self.program.outputs)):
             self._padded(inputs, outputs, start, count)
             return
-        ins = [_pointer(inputs[a.name], a, start) for a in self.program.inputs]
-        outs = [_pointer(outputs[a.name], a, start) for a in self.program.outputs]
+        ins = [_at(inputs[a.name], a, start) for a in self.program.inputs]
+        outs = [_at(outputs[a.name], a, start) for a in self.program.outputs]
         self._call(ins, outs)
 
     def _padded(
@@ -105,20 +117,19 @@ class Network:
             arena = self._arenas.pop()
         except IndexError:
             memory = aligned(np.empty(self.program.arena, np.uint8))
-            arena = (memory, ctypes.c_void_p(memory.ctypes.data))
+            arena = (memory, pointer(memory))
         self._function(*ins, *outs, self._constants_pointer, arena[1])
         self._arenas.append(arena)
 
 
-def _pointer(array: NDArray[Any], argument: Argument, start: int) -> ctypes.c_void_p:
-    offset = start * array.strides[0] if argument.batched else 0
-    return ctypes.c_void_p(array.__array_interface__["data"][0] + offset)
+def _at(array: NDArray[Any], argument: Argument, sample: int) -> ctypes.c_void_p:
+    return pointer(array, sample * array.strides[0] if argument.batched else 0)
 
 
 def aligned(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A copy of a flat array that starts at a multiple of ``ALIGNMENT`` bytes."""
     room = np.empty(array.size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
+    start = -address(room) % ALIGNMENT
     copy = room[start : start + array.size]
     copy[...] = array
     return copy

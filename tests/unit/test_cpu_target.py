@@ -24,7 +24,7 @@ from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.passmgr.context import PassContext
-from qcc.runtime.program import CONSTANTS, LIBRARY, PROGRAM, Program
+from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Program
 from qcc.runtime.tvm_backend import Network
 from qcc.verify.interp import evaluate
 from qcc_targets.cpu.codegen import compile_object
@@ -38,6 +38,7 @@ from qcc_targets.cpu.select import select
 from qcc_targets.cpu.target import CpuTarget
 from qcc_targets.cpu.trial import compile_graph, run
 
+FILES = {LIBRARY, CONSTANTS, PROGRAM, BORDER, "kernels.json"}
 U8 = Quant(8, False, (Dyadic.of(0.1),), 3)
 
 
@@ -97,13 +98,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(target: CpuTarget, folder: Path) -> Path:
     files = target.build(network(), PassContext(), folder)
-    assert {f.name for f in files} == {LIBRARY, CONSTANTS, PROGRAM, "kernels.json"}
+    assert {f.name for f in files} == FILES
     return folder
 
 
 def test_two_builds_give_the_same_bytes(built: Path, tmp_path: Path) -> None:
     build(CpuTarget(isa="avx2"), tmp_path)
-    for name in (LIBRARY, CONSTANTS, PROGRAM, "kernels.json"):
+    for name in sorted(FILES):
         assert (built / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 

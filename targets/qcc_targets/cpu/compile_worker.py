@@ -44,7 +44,8 @@ def _job(job: dict[str, Any]) -> int:
         try:
             for unit in job["units"]:
                 module = tvm.ir.load_json(Path(unit["module"]).read_text())
-                compile_object(module, job["target"], unit["packed"], Path(unit["object"]))
+                path = Path(unit["object"])
+                compile_object(module, job["target"], unit["packed"], path, floats=unit["floats"])
         except TargetError as e:
             log.write(f"{e}\n")
             return e.exit_code

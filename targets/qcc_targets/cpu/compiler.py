@@ -38,10 +38,14 @@ _PER_WORKER: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Functions that are compiled together; ``packed`` under TVM's calling convention."""
+    """Functions that are compiled together; ``packed`` under TVM's calling convention.
+
+    They may compute with floats only where ``floats`` says so.
+    """
 
     functions: Mapping[str, tirx.PrimFunc]
     packed: bool = False
+    floats: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,12 @@ class _Worker:
         """Compile the units whose numbers are in ``share``. Raises TargetError."""
         job, log = folder / f"job{share[0]}.json", folder / f"job{share[0]}.log"
         files = [
-            {"module": str(folder / f"{n}.json"), "object": str(folder / f"{n}.o"), "packed": parts[n].packed}
+            {
+                "module": str(folder / f"{n}.json"),
+                "object": str(folder / f"{n}.o"),
+                "packed": parts[n].packed,
+                "floats": parts[n].floats,
+            }
             for n in share
         ]
         limits = {"seconds": self._limits.seconds, "memory": self._limits.memory}

@@ -14,7 +14,8 @@ from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.target import Capabilities, Target
-from qcc.runtime.program import CONSTANTS, LIBRARY, PROGRAM, Argument, Program
+from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Argument, Program
+from qcc_targets.cpu.border import border_functions
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
 from qcc_targets.cpu.isa import LEVELS, Isa, resolve
 from qcc_targets.cpu.lowering import MOVES, lower
@@ -60,11 +61,16 @@ class CpuTarget(Target):
         network = assemble(lower(graph, self.batch), isa)
         ctx.progress("kernels", 1, 2)
         write_library(network, isa, self._started_compiler(ctx.threads), out / LIBRARY)
+        written = [LIBRARY, CONSTANTS, PROGRAM, REPORT]
+        if border := border_functions(graph):
+            unit = Unit(border, packed=True, floats=True)
+            self._started_compiler(ctx.threads).library([unit], ("__tvm_ffi_*",), isa, out / BORDER)
+            written.append(BORDER)
         (out / CONSTANTS).write_bytes(network.constants)
         (out / PROGRAM).write_bytes(describe(graph, network, isa, self.batch).to_bytes())
         (out / REPORT).write_text(json.dumps([asdict(row) for row in network.report], indent=1) + "\n")
         ctx.progress("kernels", 2, 2)
-        return [out / name for name in (LIBRARY, CONSTANTS, PROGRAM, REPORT)]
+        return [out / name for name in written]
 
     def _started_compiler(self, processes: int) -> Compiler:
         """One compiler for all that this target builds: its processes load TVM once."""
