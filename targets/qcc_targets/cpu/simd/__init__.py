@@ -12,13 +12,13 @@ from typing import Final
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
-from qcc_targets.cpu.simd import conv_amx, conv_vnni, depthwise
+from qcc_targets.cpu.simd import conv, depthwise
 
 Template = Callable[[Site, Isa], Kernel | None]
 
 _TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
-    "iconv2d": (depthwise.build, conv_amx.build, conv_vnni.build),
-    "idense": (conv_amx.build, conv_vnni.build),
+    "iconv2d": (depthwise.build, conv.build),
+    "idense": (conv.build,),
 }
 """The templates of each operation, the fastest first."""
 

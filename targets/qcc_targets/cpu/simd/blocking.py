@@ -90,22 +90,28 @@ def amx_cycles(work: Contraction, b: AmxBlocking) -> float:
 
     From measurements on Sapphire Rapids: a product takes as many cycles as its tile has rows, at
     least 8.5, and 52 until its result is there; a tile load takes half a cycle a row, a whole one
-    where rows straddle cache lines; a tile store, one cycle a row, overlaps neither. The
-    requantization runs beside all three, at 4 cycles for 16 results, 6 with a residual.
+    where rows straddle cache lines; a tile store, somewhat over a cycle a row, overlaps neither. The
+    requantization runs beside all three, though not without friction.
     """
     r, rows = b.registers, b.tiles.rows
     steps = len(step_offsets(work.runs, b.chunk))
     product = max(rows, 0.75 * b.chunk / 4, 8.5)
     split = 1 + (b.tiles.pitch % ROW_BYTES + b.chunk > ROW_BYTES)
-    multiply = steps * max(r.rows * r.columns * product, 52)
+    multiply = steps * max(r.rows * r.columns * product, 40)
     load = steps * (r.rows * rows * split + r.columns * b.chunk / 4) * 0.5
-    store = r.rows * r.columns * rows
-    requantize = r.rows * rows * b.channels / 16 * (6.0 if work.residual else 4.0)
-    tile_unit = max(multiply, load) + store
+    tile_unit = max(multiply, load) + r.rows * r.columns * rows * 1.2
+    requantize = r.rows * rows * b.channels / 16 * (_vector_cycles(work, b) + (2.0 if work.residual else 0.0))
     fetch = _fetched(work, b) / L2_BYTES
     longest = max(tile_unit, requantize, fetch)
-    block = longest + 0.15 * (tile_unit + requantize + fetch - longest) + 10
-    return b.blocks * block + tile_unit + requantize
+    block = longest + 0.12 * (tile_unit + requantize + fetch - longest) + 12
+    return (b.blocks + 1) * block + tile_unit + requantize + 300
+
+
+def _vector_cycles(work: Contraction, b: AmxBlocking) -> float:
+    """Cycles to requantize 16 results without a residual: arithmetic, and stores beyond one for four such vectors."""
+    dense = b.tiles.offset(1, 1) == b.channels if b.tiles.rows > 1 else False
+    pieces = 1 if dense or b.channels % ROW_BYTES == 0 else max(2, ROW_BYTES // b.channels)
+    return 3.6 + 0.4 * (pieces - 1)
 
 
 def _fetched(work: Contraction, b: AmxBlocking) -> float:

@@ -17,11 +17,10 @@ import numpy as np
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, pack, primitive
 from qcc_targets.cpu.simd import emit, tiles
-from qcc_targets.cpu.simd.blocking import AmxBlocking, amx_blocking
+from qcc_targets.cpu.simd.blocking import AmxBlocking
 from qcc_targets.cpu.simd.contraction import (
     Contraction,
     channel_blocks,
-    contraction,
     pack_weights,
     step_offsets,
 )
@@ -32,11 +31,8 @@ from qcc_targets.cpu.simd.flat import FlatBlock, Place
 Steps = list[Callable[[], None]]
 
 
-def build(site: Site, isa: Isa, blocking: AmxBlocking | None = None) -> Kernel | None:
-    """The kernel of an ``iconv2d`` or ``idense``; ``blocking`` overrides the model's choice."""
-    if "amx" not in isa or (work := contraction(site, isa)) is None:
-        return None
-    blocking = blocking or amx_blocking(work)
+def build(site: Site, isa: Isa, work: Contraction, blocking: AmxBlocking) -> Kernel:
+    """The kernel of the contraction ``work`` that ``site`` is."""
     return _Template(site, isa, work, blocking).build()
 
 
@@ -95,39 +91,41 @@ class _Template:
         return Kernel(name, func, blob, 2 * self.half * 4)
 
     def _emit(self, operands: _Operands) -> None:
+        """Three stages in flight: while a block is multiplied, that before is stored, and that before is finished."""
+        blocks = self.blocking.blocks
         tiles.configure(operands.config, 0)
-        last = self.blocking.blocks - 1
-        for step in self._compute(operands, 0):
-            step()
-        if last:
-            with emit.loop(last) as number:
-                current, previous = emit.bind(number + 1), number
-                emit.interleave((self._compute(operands, current), 0), (self._finish(operands, previous), 1))
-        for step in self._finish(operands, last):
-            step()
+        with emit.loop(min(blocks, 2)) as number:
+            emit.interleave((self._compute(operands, number), 0))
+        if blocks > 2:
+            with emit.loop(blocks - 2) as number:
+                current = emit.bind(number + 2)
+                emit.interleave((self._compute(operands, current), 0), (self._finish(operands, number), 1))
+        for row in range(self.blocking.registers.rows):
+            for column in range(self.blocking.registers.columns):
+                self._store(operands, self._half(blocks - 1), row, column)
+        with emit.loop(min(blocks, 2)) as number:
+            emit.interleave((self._finish(operands, emit.bind(number + max(blocks - 2, 0))), 0))
         tiles.release()
 
     def _compute(self, operands: _Operands, number: Expr) -> Steps:
-        """The tile instructions of block ``number``, the stores to scratch included."""
+        """The tile instructions of block ``number``; its first products push out the block before."""
         b, registers = self.blocking, self.blocking.registers
-        rows, columns = range(registers.rows), range(registers.columns)
         row_block, column_block = b.split(number)
-        bases = [self._base(0, b.tile(row_block, row)) for row in rows]
-        steps: Steps = []
+        bases = [self._base(0, b.tile(row_block, row)) for row in range(registers.rows)]
+        store = partial(self._store, operands, self._half(number + 1))
         offsets = step_offsets(self.work.runs, b.chunk)
+        steps: Steps = []
         for index, offset in enumerate(offsets):
             panel = (column_block * len(offsets) + index) * registers.columns
-
             left = partial(self._load_left, operands, bases, offset)
             right = partial(self._load_right, operands, panel)
-            steps += self._step(index == 0, left, right)
-        base = self._half(number)
+            steps += self._step(left, right, None if index else store, apart=len(offsets) == 1)
+        return steps
 
-        def store(row: int, column: int) -> None:
-            at = base + row * b.tiles.rows * b.channels + column * tiles.ROWS
-            tiles.store(registers.accumulator(row, column), operands.scratch, at, 4 * b.channels)
-
-        return [*steps, *(partial(store, row, column) for row in rows for column in columns)]
+    def _store(self, operands: _Operands, base: Expr, row: int, column: int) -> None:
+        b = self.blocking
+        at = base + row * b.tiles.rows * b.channels + column * tiles.ROWS
+        tiles.store(b.registers.accumulator(row, column), operands.scratch, at, 4 * b.channels)
 
     def _load_left(self, operands: _Operands, bases: list[Expr], offset: int, row: int) -> None:
         b = self.blocking
@@ -137,28 +135,45 @@ class _Template:
         size = self.blocking.chunk * tiles.ROWS
         tiles.load(self.blocking.registers.right(column), operands.weights, (panel + column) * size, tiles.ROW_BYTES)
 
-    def _step(self, first: bool, load_left: Callable[[int], None], load_right: Callable[[int], None]) -> Steps:
-        """One step of depth for all accumulators: the operand that stays is loaded once, first."""
+    def _step(
+        self,
+        load_left: Callable[[int], None],
+        load_right: Callable[[int], None],
+        store: Callable[[int, int], None] | None,
+        *,
+        apart: bool,
+    ) -> Steps:
+        """One step of depth for all accumulators: the operand that stays is loaded once, first.
+
+        The first step has ``store``, which saves what an accumulator held, and starts it from zero;
+        ``apart`` makes it a step of its own, better where there is little to multiply.
+        """
         registers = self.blocking.registers
         by_rows = registers.rows <= registers.columns
         inner, outer = (registers.rows, registers.columns) if by_rows else (registers.columns, registers.rows)
         load_inner, load_outer = (load_left, load_right) if by_rows else (load_right, load_left)
-        steps: Steps = []
 
-        def multiply(a: int, o: int) -> None:
-            row, column = (a, o) if by_rows else (o, a)
+        def multiply(row: int, column: int) -> None:
+            a, o = (row, column) if by_rows else (column, row)
             accumulator = registers.accumulator(row, column)
             if o == 0:
                 load_inner(a)
             if a == 0:
                 load_outer(o)
-            if first:
+            if store:
+                if not apart:
+                    store(row, column)
                 tiles.zero(accumulator)
             signed = self.work.signed
             tiles.multiply(accumulator, registers.left(row), registers.right(column), signed=signed)
 
+        steps: Steps = []
         for o in range(outer):
-            steps += [partial(multiply, a, o) for a in range(inner)]
+            for a in range(inner):
+                place = (a, o) if by_rows else (o, a)
+                if store and apart:
+                    steps.append(partial(store, *place))
+                steps.append(partial(multiply, *place))
         return steps
 
     def _finish(self, operands: _Operands, number: Expr) -> Steps:

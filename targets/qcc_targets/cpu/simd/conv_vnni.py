@@ -13,8 +13,8 @@ import numpy as np
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, pack, primitive
 from qcc_targets.cpu.simd import emit
-from qcc_targets.cpu.simd.blocking_vnni import VnniBlocking, vnni_blocking
-from qcc_targets.cpu.simd.contraction import Contraction, channel_blocks, contraction, pack_weights
+from qcc_targets.cpu.simd.blocking_vnni import VnniBlocking
+from qcc_targets.cpu.simd.contraction import Contraction, channel_blocks, pack_weights
 from qcc_targets.cpu.simd.dot import Dot
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Epilogue
@@ -24,11 +24,9 @@ STEP = 4
 """Bytes of depth per product."""
 
 
-def build(site: Site, isa: Isa, blocking: VnniBlocking | None = None) -> Kernel | None:
-    """The kernel of an ``iconv2d`` or ``idense``; ``blocking`` overrides the model's choice."""
-    if "avx2" not in isa or (work := contraction(site, isa)) is None or work.signed:
-        return None
-    return _Template(site, isa, work, blocking or vnni_blocking(work, isa)).build()
+def build(site: Site, isa: Isa, work: Contraction, blocking: VnniBlocking) -> Kernel:
+    """The kernel of the contraction ``work``, of unsigned inputs, that ``site`` is."""
+    return _Template(site, isa, work, blocking).build()
 
 
 @dataclass(frozen=True, slots=True)
