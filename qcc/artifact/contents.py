@@ -4,41 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, Final, Literal
 
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
-from qcc.artifact.manifest import Grid, TensorSpec
+from qcc.artifact.manifest import Grid, Sha256, TensorSpec
 from qcc.errors import ArtifactError, QccError, VerifyError
 from qcc.ir.graph import Graph, Value
+from qcc.ir.packing import pack, stored_bits, unpack
 from qcc.ir.text import const_store, parse, render
 from qcc.ir.types import Const
 from qcc.ir.verify import verify
+from qcc.validation import Strict, explain
 
 GRAPH: Final = "graph.qir"
 WEIGHTS: Final = "weights.safetensors"
+PACKED: Final = "packed"
+"""The one entry of the metadata of ``WEIGHTS``: JSON that says of packed tensors, by digest, what they hold."""
+
+
+class Packed(Strict):
+    """A tensor of ``shape`` whose codes, ``bits`` wide, were packed by ``qcc.ir.packing``."""
+
+    dtype: Literal["u8", "i8"]
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    bits: int = Field(ge=2, le=7)
+
+
+_PACKED_TENSORS: Final = TypeAdapter(dict[Sha256, Packed])
 
 
 def graph_files(graph: Graph) -> dict[str, bytes]:
-    """``graph`` as files: its text, and the constants that the text names, by digest."""
-    store = const_store(graph)
-    arrays = {digest: store[digest].array for digest in sorted(store)}
-    return {GRAPH: render(graph).encode(), WEIGHTS: safetensors.numpy.save(arrays)}
+    """``graph`` as files: its text, and the constants that the text names, by digest.
+
+    Constants on grids narrower than a byte are packed.
+    """
+    store, widths = const_store(graph), stored_bits(graph)
+    arrays: dict[str, NDArray[Any]] = {}
+    packed: dict[str, Packed] = {}
+    for digest in sorted(store):
+        const = store[digest]
+        arrays[digest] = const.array
+        if (bits := widths.get(const)) is not None:
+            arrays[digest] = pack(const.array, bits)
+            packed[digest] = Packed.model_validate({"dtype": const.dtype, "shape": const.array.shape, "bits": bits})
+    metadata = {PACKED: _PACKED_TENSORS.dump_json(packed).decode()} if packed else None
+    return {GRAPH: render(graph).encode(), WEIGHTS: safetensors.numpy.save(arrays, metadata)}
 
 
 def read_graph(files: Mapping[str, Path]) -> Graph:
     """The integer graph among the files of a checked artifact. Raises ArtifactError."""
     try:
-        arrays = safetensors.numpy.load_file(files[WEIGHTS])
-        store = {digest: Const(array) for digest, array in arrays.items()}
+        store = _read_constants(files[WEIGHTS])
         graph = parse(files[GRAPH].read_text(encoding="utf-8"), store)
         verify(graph)
     except KeyError as e:
         raise ArtifactError(f"the artifact holds no {e.args[0]}") from None
+    except ValidationError as e:
+        raise ArtifactError(f"{WEIGHTS}: {explain(e)[:300]}") from e
     except (QccError, safetensors.SafetensorError, UnicodeDecodeError, OSError) as e:
         raise ArtifactError(f"the artifact's graph cannot be read: {e}") from e
     return graph
+
+
+def _read_constants(path: Path) -> dict[str, Const]:
+    """The constants in the file at ``path``, unpacked, by digest."""
+    with safetensors.safe_open(path, framework="numpy") as stored:
+        names = stored.keys()
+        arrays: dict[str, NDArray[Any]] = {name: stored.get_tensor(name) for name in names}
+        packed = _PACKED_TENSORS.validate_json((stored.metadata() or {}).get(PACKED, "{}"))
+    if missing := sorted(set(packed) - set(arrays)):
+        raise ArtifactError(f"{WEIGHTS}: holds no tensor {missing[0][:16]}…")
+    for digest, form in packed.items():
+        arrays[digest] = unpack(arrays[digest], form.bits, form.shape, form.dtype)
+    return {digest: Const(array) for digest, array in arrays.items()}
 
 
 def tensor_spec(value: Value) -> TensorSpec:
