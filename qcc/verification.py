@@ -61,7 +61,7 @@ def verify_artifact(
     """
     artifact = read_artifact(path)
     config = _config(artifact)
-    source = model if model is not None else _find_model(artifact, config)
+    source = source_model(artifact, model)
     imported = _import(source, config, artifact)
     session = Session(artifact, threads)
     graph = read_graph(artifact.files)
@@ -98,11 +98,18 @@ def _config(artifact: Artifact) -> CompileConfig:
         raise ArtifactError(f"{artifact.path}: {e}") from e
 
 
-def _find_model(artifact: Artifact, config: CompileConfig) -> Path:
+def source_model(artifact: Artifact, given: Path | None = None) -> Path:
+    """``given``, or the model that ``artifact`` was compiled from, beside it or in the working directory.
+
+    Raises ConfigError where it is in neither.
+    """
+    if given is not None:
+        return given
+    name = _config(artifact).model.name
     for folder in (artifact.path.parent, Path()):
-        if (path := folder / config.model.name).is_file():
+        if (path := folder / name).is_file():
             return path
-    raise ConfigError(f"{config.model.name} is not beside {artifact.path}: pass --model")
+    raise ConfigError(f"{name} is not beside {artifact.path}: pass --model")
 
 
 def _import(source: Path, config: CompileConfig, artifact: Artifact) -> Model:

@@ -2,74 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from qcc.commands.console import err, print_json, print_table, progress_bars
-from qcc.commands.options import ArtifactArg, DataOption, JsonFlag, ThreadsOption
+from qcc.commands.console import out, print_json, print_notes, print_table, progress_bars
+from qcc.commands.doctor import FEATURES, cpu_flags, cpu_model
+from qcc.commands.options import ArtifactArg, DataOption, JsonFlag
 from qcc.commands.run import artifact_data
-from qcc.errors import ConfigError, ModelError
+from qcc.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcc.bench import Timing
+    from qcc.bench import Job, Outcome, Row
     from qcc.runtime import Session
 
-QCC = "qcc integer"
+CALIBRATION: Final = 32
+"""Samples that onnxruntime calibrates its int8 model on; for its speed they hardly matter."""
+
+WEIGHTS: Final = ("warm", "cold")
 
 
 def bench_command(
     artifact: ArtifactArg,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="The ONNX model, to time onnxruntime on.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="A,B", help="Peers to time beside it: onnxruntime, openvino.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The ONNX model, for the peers; else looked for beside it.")
+    ] = None,
     data: DataOption = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per call.")] = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; every engine runs in each.")] = 30,
-    threads: ThreadsOption = 1,
+    threads: Annotated[str, typer.Option("--threads", "-j", metavar="N,M", help="Threads, each in turn.")] = "1",
+    weights: Annotated[
+        str, typer.Option("--weights", help="warm: caches as a loop of calls leaves them; cold: emptied before a call.")
+    ] = "warm,cold",
+    amx: Annotated[bool, typer.Option("--amx/--no-amx", help="Whether any engine may use AMX.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time an artifact, interleaved with onnxruntime in fp32 and in its own int8 (per-channel QDQ).
+    """Time an artifact, interleaved with the same model in onnxruntime (fp32 and int8) and OpenVINO (int8).
 
-    qcc bench model.qcc --model model.onnx --data calibration.npz
+    qcc bench model.qcc --against onnxruntime,openvino --data calibration.npz --threads 1,2
 
-    Without --data, inputs are random: fine for time, meaningless for values.
+    The int8 model of both is onnxruntime's own static quantization (per-channel QDQ). Without --data,
+    inputs are random: fine for time, meaningless for values.
     """
-    from qcc.artifact.store import read_artifact
-    from qcc.bench import measure
-    from qcc.runtime import Session
+    from qcc.bench import run, run_without_amx
 
-    found = read_artifact(artifact)
-    session = Session(found, threads)
-    arrays = _arrays(session, data, batch)
-    with ExitStack() as stack, progress_bars() as progress:
-        engines: dict[str, Callable[[], object]] = {QCC: lambda: session.run(arrays)}
-        if model is not None:
-            from qcc.verification import model_inputs
-
-            engines |= _onnxruntime(stack, model, model_inputs(found, model, arrays), threads)
-        timings = measure(engines, rounds, progress)
-    if as_json:
-        print_json({"batch": batch, "threads": threads, "rounds": rounds, "seconds": _plain(timings)})
+    peers = _listed(against, "--against") if against is not None else ("onnxruntime",) if model is not None else ()
+    job = _job(artifact, peers, model, data, batch, rounds, _counts(threads), _listed(weights, "--weights"))
+    if amx:
+        with progress_bars() as progress:
+            outcome = run(job, progress)
     else:
-        _print(timings, batch, threads)
+        outcome = run_without_amx(job)
+    print_notes(outcome.notes)
+    features = [f for f in FEATURES if f in cpu_flags() and (amx or not f.startswith("amx"))]
+    if as_json:
+        processor = {"model": cpu_model(), "features": features}
+        rows = [_plain(row) for row in outcome.rows]
+        print_json({"processor": processor, "batch": batch, "rounds": rounds, "results": rows})
+    else:
+        out().print(f"{cpu_model()}: {' '.join(features) or 'no features that matter'}", markup=False)
+        _print(outcome, batch)
 
 
-def _arrays(session: Session, data: str | None, batch: int) -> dict[str, NDArray[Any]]:
-    """One batch for every input: reals, or bytes where the artifact takes bytes."""
+def _listed(text: str, option: str) -> tuple[str, ...]:
+    """``a,b`` as names. Raises ConfigError for unknown ones."""
+    from qcc.bench import PEERS
+
+    known = {"--against": PEERS, "--weights": WEIGHTS}[option]
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{option} takes {', '.join(known)}; got '{unknown[0]}'")
+    return names
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise ConfigError(f"--threads takes positive numbers separated by commas, got '{text}'")
+    return counts
+
+
+def _job(
+    path: Path,
+    peers: Sequence[str],
+    model: Path | None,
+    data: str | None,
+    batch: int,
+    rounds: int,
+    threads: Sequence[int],
+    weights: Sequence[str],
+) -> Job:
+    from qcc.artifact.store import read_artifact
+    from qcc.bench import Job
+    from qcc.runtime import Session
+    from qcc.verification import model_inputs, source_model
+
+    artifact = read_artifact(path)
+    session = Session(artifact)
+    arrays = _arrays(session, data, batch, CALIBRATION if peers else batch)
+    inputs = {name: a[: _rows(session, name, batch)] for name, a in arrays.items()}
+    if not peers:
+        return Job(path, inputs, threads, rounds, weights)
+    source = source_model(artifact, model)
+    whole = model_inputs(artifact, source, arrays)
+    first = {name: a[: _rows(session, name, batch)] for name, a in whole.items()}
+    samples = _samples(session, whole)
+    return Job(path, inputs, threads, rounds, weights, peers, source, first, samples)
+
+
+def _rows(session: Session, name: str, batch: int) -> int:
+    """Entries along axis 0 of one call's array for the input ``name``."""
+    spec = next(s for s in session.inputs if s.name == name)
+    return batch if spec.batched or not spec.shape else spec.shape[0] or 1
+
+
+def _samples(session: Session, arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    """``arrays`` as the smallest calls that the model takes."""
+    steps = {name: _rows(session, name, 1) for name in arrays}
+    count = min(len(a) // steps[name] for name, a in arrays.items())
+    return [{name: a[i * steps[name] : (i + 1) * steps[name]] for name, a in arrays.items()} for i in range(count)]
+
+
+def _arrays(session: Session, data: str | None, batch: int, count: int) -> dict[str, NDArray[Any]]:
+    """At least ``batch`` samples for every input: reals, or bytes where the artifact takes bytes."""
     import numpy as np
 
     if any(not s.batched and s.shape and s.shape[0] != batch for s in session.inputs):
         raise ConfigError(f"the artifact's batch is fixed; --batch {batch} does not fit {session.inputs[0]}")
+    count = max(batch, count)
     if data is not None:
-        dataset = artifact_data(session, {"path": data, "samples": batch})
-        return {name: a if a.dtype.kind != "f" else a.astype(np.float32) for name, a in dataset.arrays.items()}
+        dataset = artifact_data(session, {"path": data, "samples": count})
+        found = {name: a if a.dtype.kind != "f" else a.astype(np.float32) for name, a in dataset.arrays.items()}
+        return {name: np.resize(a, (max(len(a), batch), *a.shape[1:])) for name, a in found.items()}
     rng = np.random.default_rng(0)
-    sizes = {s.name: [batch if d is None else d for d in s.shape] for s in session.inputs}
+    sizes = {s.name: [count if d is None else d for d in s.shape] for s in session.inputs}
     return {
         s.name: rng.integers(0, 256, sizes[s.name], np.uint8)
         if s.takes_bytes
@@ -78,36 +155,24 @@ def _arrays(session: Session, data: str | None, batch: int) -> dict[str, NDArray
     }
 
 
-def _onnxruntime(
-    stack: ExitStack, model: Path, arrays: Mapping[str, NDArray[Any]], threads: int
-) -> dict[str, Callable[[], object]]:
-    from qcc.bench import quantized_by_onnxruntime
-    from qcc.verification import own_names
-    from qcc.verify.ort import OrtModel
-
-    fp32 = OrtModel(model, threads=threads)
-    inputs = own_names(fp32, arrays)
-    fp32.run(inputs)
-    engines: dict[str, Callable[[], object]] = {"onnxruntime fp32": lambda: fp32.run(inputs)}
-    try:
-        int8 = stack.enter_context(quantized_by_onnxruntime(model, [inputs], threads))
-    except ModelError as e:
-        err().print(f"note: {e}", markup=False)
-    else:
-        engines["onnxruntime int8"] = lambda: int8.run(inputs)
-    return engines
+def _plain(row: Row) -> dict[str, Any]:
+    ours = next(iter(row.seconds.values())).median
+    return {
+        "threads": row.threads,
+        "weights": row.weights,
+        "seconds": {name: asdict(t) for name, t in row.seconds.items()},
+        "times_qcc": {name: t.median / ours for name, t in row.seconds.items()},
+    }
 
 
-def _plain(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
-    return {name: asdict(t) for name, t in timings.items()}
-
-
-def _print(timings: Mapping[str, Timing], batch: int, threads: int) -> None:
-    ours = timings[QCC].median
-    rows = [
-        (name, *(f"{1000 * s:.3f}" for s in (t.median, t.low, t.high, t.best)), f"{t.median / ours:.2f}")
-        for name, t in timings.items()
-    ]
-    title = f"milliseconds a call, batch {batch}, {threads} thread(s)"
+def _print(outcome: Outcome, batch: int) -> None:
     columns = ("engine", "median", "lower quartile", "upper quartile", "best", "× qcc")
-    print_table(title, columns, rows, numbers=1)
+    for row in outcome.rows:
+        ratios = _plain(row)["times_qcc"]
+        cells = [
+            (name, *(f"{1000 * s:.3f}" for s in (t.median, t.low, t.high, t.best)), f"{ratios[name]:.2f}")
+            for name, t in row.seconds.items()
+        ]
+        title = f"milliseconds a call, batch {batch}, {row.threads} thread(s), {row.weights} caches"
+        typer.echo()
+        print_table(title, columns, cells, numbers=1)

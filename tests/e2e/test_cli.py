@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from qcc.artifact.store import read_artifact
+from qcc.commands.bench import WEIGHTS
 from qcc.ir.text import parse
 from qcc.runtime import load
 
@@ -219,10 +220,32 @@ def test_doctor(run_qcc: Qcc) -> None:
 
 
 def test_bench(run_qcc: Qcc, compiled: Path, tiny: Path) -> None:
-    arguments = ("bench", compiled, "-m", tiny / "tiny.onnx", "-d", tiny / "data.npz", "--rounds", 2)
+    arguments = ("bench", compiled, "--against", "onnxruntime", "-d", tiny / "data.npz", "--rounds", 2, "-j", "1,2")
     report = json.loads(run_qcc(*arguments, "--json").out)
-    assert list(report["seconds"]) == ["qcc integer", "onnxruntime fp32", "onnxruntime int8"]
-    assert all(t["best"] <= t["median"] for t in report["seconds"].values())
+    assert [(r["threads"], r["weights"]) for r in report["results"]] == [(t, w) for t in (1, 2) for w in WEIGHTS]
+    for row in report["results"]:
+        assert list(row["seconds"]) == ["qcc integer", "onnxruntime fp32", "onnxruntime int8"]
+        assert all(t["best"] <= t["median"] for t in row["seconds"].values())
+        assert row["times_qcc"]["qcc integer"] == 1
+
+
+def test_bench_without_amx(run_qcc: Qcc, compiled: Path) -> None:
+    report = json.loads(run_qcc("bench", compiled, "--no-amx", "--rounds", 1, "--weights", "warm", "--json").out)
+    assert not [f for f in report["processor"]["features"] if f.startswith("amx")]
+    assert list(report["results"][0]["seconds"]) == ["qcc integer"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--against", "tflite", "--against takes onnxruntime, openvino; got 'tflite'"),
+        ("--weights", "hot", "--weights takes warm, cold; got 'hot'"),
+        ("--threads", "1,none", "--threads takes positive numbers separated by commas, got '1,none'"),
+    ],
+)
+def test_bench_refuses(run_qcc: Qcc, compiled: Path, option: str, value: str, complaint: str) -> None:
+    result = run_qcc("bench", compiled, option, value)
+    assert result.code == 2 and complaint in result.complaint
 
 
 def test_fuzz(run_qcc: Qcc) -> None:
