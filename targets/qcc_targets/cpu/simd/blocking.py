@@ -80,7 +80,7 @@ def amx_candidates(work: Contraction) -> list[AmxBlocking]:
         for rows in range(1, 5):
             if rows > cut.count or not Registers.fits(rows, columns) or rows * columns > 5:
                 continue
-            for inside in (True, False):
+            for inside in (True,) if work.packing else (True, False):  # packed weights are unpacked once per group
                 found.append(AmxBlocking(cut, Registers(rows, columns), channels, work.outputs, chunk, inside))
     return found
 

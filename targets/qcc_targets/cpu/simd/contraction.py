@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Site, View
+from qcc_targets.cpu.simd.lowbit import LowBit, low_bit
 from qcc_targets.cpu.simd.requant import Requant, fold
 
 
@@ -45,6 +46,8 @@ class Contraction:
     requant: Requant
     signed: bool
     """Whether the input's codes are i8 rather than u8."""
+    packing: LowBit | None
+    """How the weights are stored where they have fewer than 8 bits."""
 
     @property
     def outputs(self) -> int:
@@ -96,7 +99,7 @@ def _conv(site: Site, tensors: Sequence[View], weights: NDArray[np.int64], requa
     shape = (y.samples, y.height, y.width)
     starts = (corner, *(v.offset for v in tensors[1:]))
     runs = _window_runs(weights.transpose(0, 2, 3, 1), dh * x.row_stride, dw * x.pixel_stride)
-    return Contraction(shape, tuple(steps), starts, runs, requant, x.dtype == "i8")
+    return Contraction(shape, tuple(steps), starts, runs, requant, x.dtype == "i8", low_bit(site))
 
 
 def _window_runs(weights: NDArray[np.int64], row: int, pixel: int) -> tuple[Run, ...]:
@@ -110,9 +113,8 @@ def _window_runs(weights: NDArray[np.int64], row: int, pixel: int) -> tuple[Run,
 def _dense(site: Site, tensors: Sequence[View], weights: NDArray[np.int64], requant: Requant) -> Contraction:
     x, y = tensors[:2]
     steps = tuple(v.strides[:-1] for v in tensors)
-    return Contraction(
-        y.shape[:-1], steps, tuple(v.offset for v in tensors), (Run(0, weights),), requant, x.dtype == "i8"
-    )
+    starts = tuple(v.offset for v in tensors)
+    return Contraction(y.shape[:-1], steps, starts, (Run(0, weights),), requant, x.dtype == "i8", low_bit(site))
 
 
 def channel_blocks(outputs: int, size: int) -> NDArray[np.int64]:

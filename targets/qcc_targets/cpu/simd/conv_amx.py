@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from qcc_targets.cpu.isa import Isa
-from qcc_targets.cpu.kernel import Kernel, Pointers, Site, pack, primitive
+from qcc_targets.cpu.kernel import ALIGN, Kernel, Pointers, Site, pack, primitive
 from qcc_targets.cpu.simd import emit, tiles
 from qcc_targets.cpu.simd.blocking import AmxBlocking
 from qcc_targets.cpu.simd.contraction import (
@@ -27,6 +27,7 @@ from qcc_targets.cpu.simd.contraction import (
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Constants, Epilogue
 from qcc_targets.cpu.simd.flat import FlatBlock, Place
+from qcc_targets.cpu.simd.lowbit_tiles import TilePanel
 
 Steps = list[Callable[[], None]]
 
@@ -38,11 +39,12 @@ def build(site: Site, isa: Isa, work: Contraction, blocking: AmxBlocking) -> Ker
 
 @dataclass(frozen=True, slots=True)
 class _Operands:
-    """The buffers of a kernel."""
+    """The buffers of a kernel; ``packed`` is what the tiles in ``weights`` are unpacked from, if they are."""
 
     tensors: tuple[Memory, ...]
     config: Memory
     weights: Memory
+    packed: Memory | None
     constants: Memory
     scratch: Memory
 
@@ -64,15 +66,23 @@ class _Template:
         """int32 elements of one of the two scratch buffers: whole groups of vectors, and one vector to read past."""
         return (self.block.groups * 4 + 1) * self.block.lanes
 
+    @property
+    def panel(self) -> TilePanel | None:
+        """Where weights are packed: the tiles of one block of channels."""
+        b, packing = self.blocking, self.work.packing
+        rows = len(step_offsets(self.work.runs, b.chunk)) * b.registers.columns * b.chunk // 4
+        return TilePanel(packing, rows) if packing else None
+
     def build(self) -> Kernel:
-        b = self.blocking
+        b, panel = self.blocking, self.panel
         channels = channel_blocks(self.work.outputs, b.channels)
         config = tiles.configuration(b.registers, b.tiles.rows, b.chunk, b.widths)
         columns = self.block.columns(channels)
         padded = np.pad(columns, ((0, 0), (0, b.registers.columns * tiles.ROWS - b.channels)), constant_values=-1)
         weights = pack_weights(self.work.runs, b.chunk, padded.reshape(len(channels), -1, tiles.ROWS))
-        blob, starts = pack(config, weights, self.block.constants(channels))
-        site = self.site
+        stored = panel.pack(weights) if panel else weights
+        blob, starts = pack(config, stored, self.block.constants(channels))
+        site, halves = self.site, -(-2 * self.half * 4 // ALIGN) * ALIGN
 
         def body(pointers: Pointers) -> None:
             views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
@@ -80,15 +90,19 @@ class _Template:
             operands = _Operands(
                 tuple(emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True)),
                 emit.memory(pointers.constants, "uint8", offset=starts[0]),
-                emit.memory(pointers.constants, "int8", offset=starts[1]),
+                emit.memory(pointers.scratch, "int8", offset=halves)
+                if panel
+                else emit.memory(pointers.constants, "int8", offset=starts[1]),
+                emit.memory(pointers.constants, "uint16", offset=starts[1]) if panel else None,
                 emit.memory(pointers.constants, "int64", offset=starts[2]),
                 emit.memory(pointers.scratch, "int32"),
             )
             self._emit(operands)
 
         func = primitive(site.inputs, site.output, body, plain=True)
-        name = f"{site.op.kind[1:]}.amx[{b}]"
-        return Kernel(name, func, blob, 2 * self.half * 4)
+        width = f", {panel.packing.bits} bits" if panel else ""
+        name = f"{site.op.kind[1:]}.amx[{b}{width}]"
+        return Kernel(name, func, blob, halves + (panel.size if panel else 0))
 
     def _emit(self, operands: _Operands) -> None:
         """Three stages in flight: while a block is multiplied, that before is stored, and that before is finished."""
@@ -111,6 +125,7 @@ class _Template:
         """The tile instructions of block ``number``; its first products push out the block before."""
         b, registers = self.blocking, self.blocking.registers
         row_block, column_block = b.split(number)
+        column_block = self._unpacked(operands, row_block, column_block)
         bases = [self._base(0, b.tile(row_block, row)) for row in range(registers.rows)]
         store = partial(self._store, operands, self._half(number + 1))
         offsets = step_offsets(self.work.runs, b.chunk)
@@ -121,6 +136,14 @@ class _Template:
             right = partial(self._load_right, operands, panel)
             steps += self._step(left, right, None if index else store, apart=len(offsets) == 1)
         return steps
+
+    def _unpacked(self, operands: _Operands, row_block: Expr, column_block: Expr) -> Expr:
+        """Where the tiles of a block of channels are; packed ones are unpacked at its first block of positions."""
+        if self.panel is None or operands.packed is None:
+            return column_block
+        with emit.at_first(row_block):
+            self.panel.unpack(operands.packed, column_block, operands.weights)
+        return 0
 
     def _store(self, operands: _Operands, base: Expr, row: int, column: int) -> None:
         b = self.blocking

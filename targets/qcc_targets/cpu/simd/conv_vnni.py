@@ -19,6 +19,7 @@ from qcc_targets.cpu.simd.dot import Dot
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Epilogue
 from qcc_targets.cpu.simd.flat import FlatBlock, Place
+from qcc_targets.cpu.simd.lowbit_panel import Panel
 
 STEP = 4
 """Bytes of depth per product."""
@@ -68,6 +69,10 @@ class _Template:
         return self.blocking.channels // self.dot.lanes
 
     @property
+    def panel(self) -> Panel:
+        return Panel(self.dot, self.vectors, self.work.packing)
+
+    @property
     def steps(self) -> int:
         """Products of depth per run; runs differ in length only by what is padded."""
         return -(-max(r.length for r in self.work.runs) // STEP)
@@ -76,7 +81,7 @@ class _Template:
         b, block, lanes = self.blocking, self.block, self.dot.lanes
         channels = channel_blocks(self.work.outputs, b.channels)
         columns = block.columns(channels).reshape(len(channels), -1, lanes)
-        weights = self.dot.pack(pack_weights(self.work.runs, STEP, columns)[:, :, :, 0])
+        weights = self.panel.pack(pack_weights(self.work.runs, STEP, columns)[:, :, :, 0], len(self.work.runs))
         starts = np.where(columns < 0, 0, self.work.requant.start[np.maximum(columns, 0)]).astype(np.int32)
         offsets = np.array([r.offset for r in self.work.runs], np.int32)
         blob, at = pack(weights, block.constants(channels), starts, offsets)
@@ -87,7 +92,7 @@ class _Template:
             addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
             operands = _Operands(
                 tuple(emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True)),
-                emit.memory(pointers.constants, self.dot.dtype, offset=at[0]),
+                emit.memory(pointers.constants, self.panel.dtype, offset=at[0]),
                 emit.memory(pointers.constants, "int64", offset=at[1]),
                 emit.memory(pointers.constants, "int32", offset=at[2]),
                 emit.memory(pointers.constants, "int32", offset=at[3]),
@@ -98,17 +103,19 @@ class _Template:
                 self._tile(operands, tile, column)
 
         func = primitive(site.inputs, site.output, body, plain=True)
-        return Kernel(f"{site.op.kind[1:]}.{self.isa.name}[{b}]", func, blob)
+        return Kernel(f"{site.op.kind[1:]}.{self.isa.name}[{b}{self.panel}]", func, blob)
 
     def _tile(self, operands: _Operands, tile: Expr, column: Expr) -> None:
         b = self.blocking
         base = emit.bind(b.tiles.base(0, tile) + self.work.starts[0])
-        panel = column * (len(self.work.runs) * self.steps)
+        records = self.panel.records(self.steps)
+        panel = column * (len(self.work.runs) * records)
         acc = self._begin(operands, column)
         if self.steps * len(self.work.runs) <= b.unrolled:
             for number, run in enumerate(self.work.runs):
                 for step in range(self.steps):
-                    acc = self._step(operands, acc, base + run.offset + STEP * step, panel + number * self.steps + step)
+                    first = base + run.offset + STEP * step
+                    acc = self._step(operands, acc, first, panel + number * records, step)
         else:
             acc = self._looped(operands, acc, base, panel)
         self._finish(operands, acc, tile, column)
@@ -123,7 +130,7 @@ class _Template:
 
     def _looped(self, operands: _Operands, acc: list[Expr], base: Expr, panel: Expr) -> list[Expr]:
         """All steps of depth as loops over runs and groups of steps, accumulators in variables."""
-        lanes, group = self.dot.lanes, self.blocking.group
+        lanes, group = self.dot.lanes, self.panel.whole(self.blocking.group)
         variables = [emit.local("int32", lanes) for _ in acc]
         for variable, value in zip(variables, acc, strict=True):
             emit.store(variable, 0, value, lanes)
@@ -131,24 +138,24 @@ class _Template:
         def steps(first: Expr, weight: Expr, count: int) -> None:
             values = [emit.load(v, 0, lanes) for v in variables]
             for step in range(count):
-                values = self._step(operands, values, first + STEP * step, weight + step)
+                values = self._step(operands, values, first + STEP * step, weight, step)
             for variable, value in zip(variables, values, strict=True):
                 emit.store(variable, 0, value, lanes)
 
         whole, rest = divmod(self.steps, group)
         with emit.loop(len(self.work.runs)) as run:
             first = emit.bind(base + emit.scalar(operands.runs, run)) if len(self.work.runs) > 1 else base
-            weight = emit.bind(panel + run * self.steps)
+            weight = emit.bind(panel + run * self.panel.records(self.steps))
             if whole:
                 with emit.loop(whole) as number:
-                    steps(first + number * (STEP * group), weight + number * group, group)
+                    steps(first + number * (STEP * group), weight + number * self.panel.records(group), group)
             if rest:
-                steps(first + whole * STEP * group, weight + whole * group, rest)
+                steps(first + whole * STEP * group, weight + whole * self.panel.records(group), rest)
         return [emit.load(v, 0, lanes) for v in variables]
 
-    def _step(self, operands: _Operands, acc: list[Expr], first: Expr, weight: Expr) -> list[Expr]:
-        """The accumulators after one product for every position and vector."""
-        weights = [self.dot.load(operands.weights, weight * self.vectors + v) for v in range(self.vectors)]
+    def _step(self, operands: _Operands, acc: list[Expr], first: Expr, record: Expr, step: int) -> list[Expr]:
+        """The accumulators after one product for every position and vector: step ``step`` from ``record`` on."""
+        weights = [self.panel.load(operands.weights, record, step, v) for v in range(self.vectors)]
         result = []
         for position in range(self.blocking.tiles.rows):
             a = self.dot.spread(operands.tensors[0], first + position * self.blocking.tiles.pitch)

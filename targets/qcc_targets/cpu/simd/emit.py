@@ -112,6 +112,18 @@ def loop(extent: int) -> Iterator[Expr]:
             yield index
 
 
+@contextmanager
+def at_first(index: Expr) -> Iterator[None]:
+    """Statements that run only where ``index``, a loop's or computed from one, is 0."""
+    if isinstance(index, int):
+        if index:
+            raise ValueError(f"a loop of one pass has index 0, not {index}")
+        yield
+    else:
+        with T.If(tirx.EQ(index, 0)), T.Then():
+            yield
+
+
 def local(dtype: str, lanes: int) -> Memory:
     """A vector variable: LLVM keeps it in a register as long as all its uses are whole vectors."""
     return Memory(T.alloc_buffer((lanes,), dtype, scope="global"))
