@@ -25,6 +25,9 @@ from qcc.runtime.tvm_border import NativeBorder
 
 FOLDER: Final = "device"
 
+PROFILE_ENTRY: Final = "profile"
+"""The library's function that measures its steps; see ``Network.profile``."""
+
 
 class TvmBackend:
     """The backend ``tvm``: one call per ``batch`` samples, each in an arena of its own.
@@ -98,6 +101,29 @@ class Network:
         ins = [_at(inputs[a.name], a, start) for a in self.program.inputs]
         outs = [_at(outputs[a.name], a, start) for a in self.program.outputs]
         self._call(ins, outs)
+
+    def profile(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        steps: int,
+        repeats: int,
+    ) -> NDArray[np.int64]:
+        """Ticks of the processor's time-stamp counter that each of the ``steps`` took for ``repeats`` runs in a row.
+
+        Arrays are as for ``call``, with exactly as many samples as one call takes. Raises ArtifactError
+        where the library has no function for it.
+        """
+        try:
+            function = self._library[PROFILE_ENTRY]
+        except (AttributeError, KeyError) as e:
+            raise ArtifactError("the library cannot profile itself") from e
+        stamps = np.zeros(steps + 1, np.int64)
+        ins = [_at(inputs[a.name], a, 0) for a in self.program.inputs]
+        outs = [_at(outputs[a.name], a, 0) for a in self.program.outputs]
+        memory = aligned(np.zeros(self.program.arena, np.uint8))
+        function(*ins, *outs, self._constants_pointer, pointer(memory), pointer(stamps), repeats)
+        return np.diff(stamps)
 
     def _padded(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, count: int

@@ -40,7 +40,7 @@ def write_sources(graph: Graph, network: Network, prefix: str) -> Sources:
     """The C99 program of ``network``, whose public names begin with ``prefix``. Raises TargetError."""
     helpers: set[str] = set()
     functions = [FunctionEmitter(helpers).emit(n, f) for n, f in simplified(network.functions).items()]
-    functions.append(FunctionEmitter(helpers).emit(NETWORK, network.network))
+    functions.append(FunctionEmitter(helpers).emit(NETWORK, network.callers[NETWORK]))
     source = [
         f"/* The integer network {graph.name}: see {prefix}_run in network.h. */",
         '#include "network.h"',

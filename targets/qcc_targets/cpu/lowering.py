@@ -138,6 +138,8 @@ class _Lowering:
         place = self.places[value.name]
         if o.kind in WINDOWED and slot == 0:
             return self._windowed(value, window_border(o))
+        if o.kind == "iconv2d" and not place.view.channels_last:
+            return self._copied(value, views.CHANNELS_LAST)
         if o.kind == "idense" and slot == 0 and place.view.strides[-1] != 1:
             return self._copied(value, range(place.view.rank))
         if o.kind in CONTRACTIONS and self.storages[place.storage].space is Space.INPUT:

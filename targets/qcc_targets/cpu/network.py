@@ -4,9 +4,16 @@ The library's plain C entry point, and its twin under TVM's calling convention (
 
     void qcc_network(input 0, …, output 0, …, constants, arena)
 
-All arguments are pointers. Inputs and outputs hold dense arrays in logical order, aligned to their
-elements; ``constants`` is the blob, ``arena`` memory that no other call uses at the same time; both
-are 64-byte aligned.
+Its twin ``qcc_profile`` (``profile``) takes two more, and measures each step:
+
+    void qcc_profile(input 0, …, output 0, …, constants, arena, stamps, repeats)
+
+It runs every step ``repeats`` times in a row and writes the processor's time-stamp counter before the
+first step and behind each; ``stamps`` [steps + 1] are int64.
+
+All arguments but ``repeats`` are pointers. Inputs and outputs hold dense arrays in logical order,
+aligned to their elements; ``constants`` is the blob, ``arena`` memory that no other call uses at the
+same time; both are 64-byte aligned.
 """
 
 from __future__ import annotations
@@ -21,6 +28,8 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
+from qcc.runtime.tvm_backend import PROFILE_ENTRY
+from qcc_targets.cpu.cost import operations, traffic
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, SLACK
 from qcc_targets.cpu.lowering import Lowered, Space, Step
@@ -29,29 +38,36 @@ from qcc_targets.cpu.select import select
 
 NETWORK: Final = "qcc_network"
 ENTRY: Final = "run"
+PROFILE: Final = "qcc_profile"
 
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """What one step became: its operation and result, the kernel's name, the function that it calls."""
+    """What one step became: its operation and result, the kernel's name, the function that it calls.
+
+    ``operations`` counts multiplications and additions, ``bytes`` what is read and written at least once.
+    """
 
     op: str
     result: str
     kernel: str
     function: str
+    operations: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """Everything that a library is compiled from, and what it needs at run time.
 
-    ``functions`` maps symbols to distinct kernels; ``network`` calls them; ``entry`` calls
-    ``network`` under TVM's calling convention.
+    ``functions`` maps symbols to distinct kernels; ``callers`` are the plain functions that call them
+    (``qcc_network``, and where time stamps can be read ``qcc_profile``); ``entries`` call these under
+    TVM's calling convention.
     """
 
     functions: dict[str, tirx.PrimFunc]
-    network: tirx.PrimFunc
-    entry: tirx.PrimFunc
+    callers: dict[str, tirx.PrimFunc]
+    entries: dict[str, tirx.PrimFunc]
     constants: bytes
     arena: int
     report: tuple[ReportRow, ...]
@@ -69,12 +85,22 @@ def assemble(lowered: Lowered, isa: Isa) -> Network:
         for name, step, start, scratch in zip(names, lowered.steps, starts, memory.scratch, strict=True)
     ]
     report = tuple(
-        ReportRow(step.site.op.kind, step.site.op.result.name, kernel.name, name)
+        ReportRow(
+            step.site.op.kind,
+            step.site.op.result.name,
+            kernel.name,
+            name,
+            operations(step.site),
+            traffic(step.site, kernel),
+        )
         for step, kernel, name in zip(lowered.steps, kernels, names, strict=True)
     )
-    network = _network(lowered, memory, calls)
     count = 2 + sum(s.space is not Space.ARENA for s in lowered.storages)
-    return Network(symbols.functions, network, _entry(count), blob, memory.size, report)
+    callers, entries = {NETWORK: _network(lowered, memory, calls)}, {ENTRY: _entry(ENTRY, NETWORK, count)}
+    if isa.triple.startswith("x86_64"):
+        callers[PROFILE] = _network(lowered, memory, calls, timed=True)
+        entries[PROFILE_ENTRY] = _entry(PROFILE_ENTRY, PROFILE, count + 1, repeated=True)
+    return Network(symbols.functions, callers, entries, blob, memory.size, report)
 
 
 class _Symbols:
@@ -117,15 +143,16 @@ def _blob(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
     return bytes(blob) + b"\0" * SLACK, starts
 
 
-def _network(lowered: Lowered, memory: MemoryPlan, calls: Sequence[_Call]) -> tirx.PrimFunc:
+def _network(lowered: Lowered, memory: MemoryPlan, calls: Sequence[_Call], *, timed: bool = False) -> tirx.PrimFunc:
     external = [(s.space, s.index) for s in lowered.storages if s.space is not Space.ARENA]
     inputs = sorted(index for space, index in external if space is Space.INPUT)
     outputs = sorted(index for space, index in external if space is Space.OUTPUT)
     names = [*(f"input{i}" for i in inputs), *(f"output{i}" for i in outputs), "constants", "arena"]
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        T.func_name(NETWORK)
+        T.func_name(PROFILE if timed else NETWORK)
         T.func_attr({"tirx.noalias": False})
         pointers = {name: T.arg(name, tirx.Var(name, PointerType(PrimType("uint8")))) for name in names}
+        stopwatch = _Stopwatch.declared() if timed else None
         bytes_of = {name: T.decl_buffer((1 << 40,), "uint8", data=p, layout=None) for name, p in pointers.items()}
 
         def at(storage: int) -> Any:
@@ -134,20 +161,50 @@ def _network(lowered: Lowered, memory: MemoryPlan, calls: Sequence[_Call]) -> ti
                 return pointers[f"{block.space.value}{block.index}"]
             return tirx.address_of(bytes_of["arena"][T.int64(offset)])
 
-        for call in calls:
+        if stopwatch is not None:
+            stopwatch.stamp(0)
+        for number, call in enumerate(calls):
             arguments = [
                 *(at(storage) for storage in call.step.inputs),
                 tirx.address_of(bytes_of["constants"][T.int64(call.constants)]),
                 at(call.step.output),
                 tirx.address_of(bytes_of["arena"][T.int64(call.scratch)]),
             ]
-            T.evaluate(tirx.call_extern("void", call.symbol, *arguments))
+            step = tirx.call_extern("void", call.symbol, *arguments)
+            if stopwatch is None:
+                T.evaluate(step)
+            else:
+                stopwatch.measure(number, step)
     return ib.get()
 
 
-def _entry(count: int) -> tirx.PrimFunc:
+@dataclass(frozen=True, slots=True)
+class _Stopwatch:
+    stamps: Any
+    repeats: Any
+
+    @classmethod
+    def declared(cls) -> _Stopwatch:
+        """The further parameters of the function under construction."""
+        stamps = T.arg("stamps", tirx.Var("stamps", PointerType(PrimType("int64"))))
+        repeats = T.arg("repeats", tirx.Var("repeats", "int64"))
+        return cls(T.decl_buffer((1 << 40,), "int64", data=stamps, layout=None), repeats)
+
+    def stamp(self, number: int) -> None:
+        counter = tirx.call_llvm_intrin("int64", "llvm.readcyclecounter")
+        T.buffer_store(self.stamps, counter, [T.int64(number)])
+
+    def measure(self, number: int, step: Any) -> None:
+        with T.serial(T.int64(0), self.repeats):
+            T.evaluate(step)
+        self.stamp(number + 1)
+
+
+def _entry(name: str, callee: str, count: int, *, repeated: bool = False) -> tirx.PrimFunc:
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        T.func_name(ENTRY)
+        T.func_name(name)
         arguments = [T.arg(f"p{i}", tirx.Var(f"p{i}", "handle")) for i in range(count)]
-        T.evaluate(tirx.call_extern("void", NETWORK, *arguments))
+        if repeated:
+            arguments.append(T.arg("repeats", tirx.Var("repeats", "int64")))
+        T.evaluate(tirx.call_extern("void", callee, *arguments))
     return ib.get()

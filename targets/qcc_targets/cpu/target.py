@@ -19,7 +19,7 @@ from qcc_targets.cpu.border import border_functions
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
 from qcc_targets.cpu.isa import LEVELS, Isa, resolve
 from qcc_targets.cpu.lowering import MOVES, lower
-from qcc_targets.cpu.network import ENTRY, NETWORK, Network, assemble
+from qcc_targets.cpu.network import ENTRY, Network, assemble
 from qcc_targets.cpu.select import GENERIC
 
 REPORT = "kernels.json"
@@ -83,10 +83,10 @@ def write_library(network: Network, isa: Isa, compiler: Compiler, path: Path) ->
     """Compile and link ``network`` into ``path``. Raises TargetError."""
     parts = [
         *units(network.functions),
-        Unit({NETWORK: network.network}),
-        Unit({ENTRY: network.entry}, packed=True),
+        Unit(network.callers),
+        Unit(network.entries, packed=True),
     ]
-    compiler.library(parts, (NETWORK, "__tvm_ffi_*"), isa, path)
+    compiler.library(parts, (*network.callers, "__tvm_ffi_*"), isa, path)
 
 
 def describe(graph: Graph, network: Network, isa: Isa, batch: int) -> Program:

@@ -31,6 +31,13 @@ class AmxBlocking:
     outputs: int
     chunk: int
     positions_inside: bool
+    planes: int = 1
+    """Bytes per code of the input: the planes of a tile of positions take a row of accumulators each."""
+
+    @property
+    def rows(self) -> int:
+        """Tiles of positions in a block."""
+        return self.registers.rows // self.planes
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -39,7 +46,7 @@ class AmxBlocking:
 
     @property
     def row_blocks(self) -> int:
-        return -(-self.tiles.count // self.registers.rows)
+        return -(-self.tiles.count // self.rows)
 
     @property
     def column_blocks(self) -> int:
@@ -56,15 +63,13 @@ class AmxBlocking:
         return number // self.column_blocks, number % self.column_blocks
 
     def tile(self, row_block: Expr, row: int) -> Expr:
-        """The tile of positions for a row of accumulators; the last block overlaps where it must."""
-        rows = self.registers.rows
-        first = row_block * rows
-        return (least(first, self.tiles.count - rows) if self.tiles.count % rows else first) + row
+        """Tile of positions number ``row`` of a block; the last block overlaps where it must."""
+        first = row_block * self.rows
+        return (least(first, self.tiles.count - self.rows) if self.tiles.count % self.rows else first) + row
 
     def __str__(self) -> str:
-        r = self.registers
         inside = "positions" if self.positions_inside else "channels"
-        return f"{r.rows}x{self.tiles.rows} by {self.channels}, k {self.chunk}, {inside} inside"
+        return f"{self.rows}x{self.tiles.rows} by {self.channels}, k {self.chunk}, {inside} inside"
 
 
 def amx_candidates(work: Contraction) -> list[AmxBlocking]:
@@ -77,11 +82,12 @@ def amx_candidates(work: Contraction) -> list[AmxBlocking]:
         widths = [w for w in widths if w < work.outputs and work.outputs % w == 0] + [work.outputs]
     for channels in dict.fromkeys(w for w in widths if w <= work.outputs):
         columns = -(-channels // ROWS)
-        for rows in range(1, 5):
-            if rows > cut.count or not Registers.fits(rows, columns) or rows * columns > 5:
+        for rows in range(work.planes, 5, work.planes):
+            if rows > cut.count * work.planes or not Registers.fits(rows, columns) or rows * columns > 5:
                 continue
+            registers = Registers(rows, columns)
             for inside in (True,) if work.packing else (True, False):  # packed weights are unpacked once per group
-                found.append(AmxBlocking(cut, Registers(rows, columns), channels, work.outputs, chunk, inside))
+                found.append(AmxBlocking(cut, registers, channels, work.outputs, chunk, inside, work.planes))
     return found
 
 
@@ -100,7 +106,7 @@ def amx_cycles(work: Contraction, b: AmxBlocking) -> float:
     multiply = steps * max(r.rows * r.columns * product, 40)
     load = steps * (r.rows * rows * split + r.columns * b.chunk / 4) * 0.5
     tile_unit = max(multiply, load) + r.rows * r.columns * rows * 1.2
-    requantize = r.rows * rows * b.channels / 16 * (_vector_cycles(work, b) + (2.0 if work.residual else 0.0))
+    requantize = b.rows * rows * b.channels / 16 * (_vector_cycles(work, b) + (2.0 if work.residual else 0.0))
     fetch = _fetched(work, b) / L2_BYTES
     longest = max(tile_unit, requantize, fetch)
     block = longest + 0.12 * (tile_unit + requantize + fetch - longest) + 12

@@ -46,12 +46,12 @@ def vnni_candidates(work: Contraction, isa: Isa) -> list[VnniBlocking]:
         if vectors > 1 and channels - lanes >= work.outputs:
             break
         spare = vectors * Dot(isa).vectors + (2 if Dot(isa).vnni else 4)
-        most = min((registers - spare) // vectors, 16)
+        most = min((registers - spare) // (vectors * work.planes), 16)
         if most < 1:
             break
         for rows in {most, *range(max(1, most - 4), most)}:
             cut = positions.tiles(work.shape, work.strides, rows)
-            per_step = cut.rows * vectors
+            per_step = cut.rows * vectors * work.planes
             unrolled, group = max(1, 288 // per_step), max(1, 48 // per_step)
             for inside in (True, False):
                 found.append(VnniBlocking(cut, channels, work.outputs, inside, unrolled, group))
@@ -61,13 +61,13 @@ def vnni_candidates(work: Contraction, isa: Isa) -> list[VnniBlocking]:
 def vnni_cycles(work: Contraction, isa: Isa, b: VnniBlocking) -> float:
     """Estimated cycles: two products or two loads a cycle, five cycles until a product can be added to."""
     dot = Dot(isa)
-    vectors, rows = b.channels // dot.lanes, b.tiles.rows
+    vectors, rows = b.channels // dot.lanes, b.tiles.rows * work.planes
     steps = sum(-(-r.length // 4) for r in work.runs)
     operations = 1 if dot.vnni else 4
     multiply = max(rows * vectors * operations / 2 + (0 if dot.vnni else rows), 5)
     load = (rows + vectors * dot.vectors) / 2
     compute = steps * (max(multiply, load) * 1.06 + 0.3)
-    requantize = rows * vectors * (5.0 if work.residual else 3.5) + 12
+    requantize = b.tiles.rows * vectors * (5.0 if work.residual else 3.5) + 12
     weights = work.depth * b.channels * dot.vectors
     if b.positions_inside:
         streamed = weights if weights > L1_BYTES else 0.0

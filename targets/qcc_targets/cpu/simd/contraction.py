@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Site, View
 from qcc_targets.cpu.simd.lowbit import LowBit, low_bit
 from qcc_targets.cpu.simd.requant import Requant, fold
+from qcc_targets.cpu.simd.split import PLANES, Split
+
+_INPUTS: Final = frozenset({"u8", "i8", "u16", "i16"})
+_OUTPUTS: Final = frozenset({"u8", "i8", "u16", "i16", "i32"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,10 @@ class Contraction:
     """Whether the input's codes are i8 rather than u8."""
     packing: LowBit | None
     """How the weights are stored where they have fewer than 8 bits."""
+    split: Split | None = None
+    """The planes of bytes that the input's 16-bit codes are read as; distances in the input are then theirs."""
+    begin: NDArray[np.int32] | None = None
+    """With ``split``, what to add to each channel's sum over raw codes to centre it."""
 
     @property
     def outputs(self) -> int:
@@ -62,6 +70,11 @@ class Contraction:
     def residual(self) -> bool:
         return self.requant.mr is not None
 
+    @property
+    def planes(self) -> int:
+        """Bytes per code of the input."""
+        return PLANES if self.split else 1
+
 
 def contraction(site: Site, isa: Isa) -> Contraction | None:
     """The contraction that ``site`` is, or None where bytes, strides or bounds do not fit the templates."""
@@ -70,16 +83,26 @@ def contraction(site: Site, isa: Isa) -> Contraction | None:
     if not _bytes_fit(tensors, weights):
         return None
     slot = 4 if len(tensors) > 2 else None
-    requant = fold(site, weights, residual=slot, wide_residual="ifma" in isa)
+    split = Split(tensors[0]) if tensors[0].dtype in ("u16", "i16") else None
+    requant = fold(site, weights, residual=slot, wide_residual="ifma" in isa, centred=split is not None)
     if requant is None:
         return None
     geometry = _conv if site.op.kind == "iconv2d" else _dense
-    return geometry(site, tensors, weights, requant)
+    work = geometry(site, tensors, weights, requant)
+    return work if work is None or split is None else _on_planes(work, split, weights, site.zero_point(0))
+
+
+def _on_planes(work: Contraction, split: Split, weights: NDArray[np.int64], zero_point: int) -> Contraction:
+    """``work`` over the planes of its input."""
+    sums = weights.reshape(len(weights), -1).sum(axis=1)
+    begin = (-(zero_point + split.raised) * sums).astype(np.int32)
+    starts = (work.starts[0] - split.first, *work.starts[1:])
+    return replace(work, starts=starts, signed=False, split=split, begin=begin)
 
 
 def _bytes_fit(tensors: Sequence[View], weights: NDArray[np.int64]) -> bool:
     x, y, *r = tensors
-    if x.dtype not in ("u8", "i8") or y.dtype not in ("u8", "i8", "i32") or any(v.dtype != "u8" for v in r):
+    if x.dtype not in _INPUTS or y.dtype not in _OUTPUTS or any(v.dtype != "u8" for v in r):
         return False
     axis = 1 if x.rank == 4 and weights.ndim == 4 else x.rank - 1
     if any(v.strides[axis] != 1 and v.shape[axis] != 1 for v in tensors):

@@ -46,6 +46,7 @@ class _Operands:
     weights: Memory
     packed: Memory | None
     constants: Memory
+    begins: Memory
     scratch: Memory
 
 
@@ -59,12 +60,17 @@ class _Template:
     @property
     def block(self) -> FlatBlock:
         b = self.blocking
-        return FlatBlock(Epilogue(self.isa, self.work.requant), b.registers.rows * b.tiles.rows, b.channels, b.channels)
+        return FlatBlock(Epilogue(self.isa, self.work.requant), b.rows * b.tiles.rows, b.channels, b.channels)
+
+    @property
+    def plane(self) -> int:
+        """int32 elements of the accumulators of one plane of the input."""
+        return self.blocking.rows * self.blocking.tiles.rows * self.blocking.channels
 
     @property
     def half(self) -> int:
         """int32 elements of one of the two scratch buffers: whole groups of vectors, and one vector to read past."""
-        return (self.block.groups * 4 + 1) * self.block.lanes
+        return (self.block.groups * 4 + 1) * self.block.lanes + (self.work.planes - 1) * self.plane
 
     @property
     def panel(self) -> TilePanel | None:
@@ -81,20 +87,29 @@ class _Template:
         padded = np.pad(columns, ((0, 0), (0, b.registers.columns * tiles.ROWS - b.channels)), constant_values=-1)
         weights = pack_weights(self.work.runs, b.chunk, padded.reshape(len(channels), -1, tiles.ROWS))
         stored = panel.pack(weights) if panel else weights
-        blob, starts = pack(config, stored, self.block.constants(channels))
-        site, halves = self.site, -(-2 * self.half * 4 // ALIGN) * ALIGN
+        begin = self.work.begin
+        begins = np.zeros(0, np.int32) if begin is None else self.block.begins(begin, channels)
+        blob, starts = pack(config, stored, self.block.constants(channels), begins)
+        site, split, halves = self.site, self.work.split, -(-2 * self.half * 4 // ALIGN) * ALIGN
+        unpacked = halves + (split.size if split else 0)
 
         def body(pointers: Pointers) -> None:
             views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
             addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
+            x, *others = (emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True))
+            if split is not None:
+                planes = emit.memory(pointers.scratch, "uint8", offset=halves)
+                split.emit(self.isa, x, planes)
+                x = planes
             operands = _Operands(
-                tuple(emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True)),
+                (x, *others),
                 emit.memory(pointers.constants, "uint8", offset=starts[0]),
-                emit.memory(pointers.scratch, "int8", offset=halves)
+                emit.memory(pointers.scratch, "int8", offset=unpacked)
                 if panel
                 else emit.memory(pointers.constants, "int8", offset=starts[1]),
                 emit.memory(pointers.constants, "uint16", offset=starts[1]) if panel else None,
                 emit.memory(pointers.constants, "int64", offset=starts[2]),
+                emit.memory(pointers.constants, "int32", offset=starts[3]),
                 emit.memory(pointers.scratch, "int32"),
             )
             self._emit(operands)
@@ -102,7 +117,7 @@ class _Template:
         func = primitive(site.inputs, site.output, body, plain=True)
         width = f", {panel.packing.bits} bits" if panel else ""
         name = f"{site.op.kind[1:]}.amx[{b}{width}]"
-        return Kernel(name, func, blob, halves + (panel.size if panel else 0))
+        return Kernel(name, func, blob, unpacked + (panel.size if panel else 0))
 
     def _emit(self, operands: _Operands) -> None:
         """Three stages in flight: while a block is multiplied, that before is stored, and that before is finished."""
@@ -126,7 +141,9 @@ class _Template:
         b, registers = self.blocking, self.blocking.registers
         row_block, column_block = b.split(number)
         column_block = self._unpacked(operands, row_block, column_block)
-        bases = [self._base(0, b.tile(row_block, row)) for row in range(registers.rows)]
+        tops = [self._base(0, b.tile(row_block, row)) for row in range(b.rows)]
+        pitch = self.work.split.pitch if self.work.split else 0
+        bases = [tops[row % b.rows] + row // b.rows * pitch for row in range(registers.rows)]
         store = partial(self._store, operands, self._half(number + 1))
         offsets = step_offsets(self.work.runs, b.chunk)
         steps: Steps = []
@@ -208,7 +225,7 @@ class _Template:
         base = self._half(number)
 
         def place(tensor: int) -> Place:
-            bases = [emit.bind(self._base(tensor, b.tile(row_block, r)) + channel) for r in range(b.registers.rows)]
+            bases = [emit.bind(self._base(tensor, b.tile(row_block, r)) + channel) for r in range(b.rows)]
 
             def at(position: int) -> tuple[int, Expr, int]:
                 row, within = divmod(position, b.tiles.rows)
@@ -219,8 +236,14 @@ class _Template:
         target = (operands.tensors[1], place(1))
         residual = (operands.tensors[2], place(2)) if self.work.residual else None
 
+        begins = block.load_begins(operands.begins, column_block) if self.work.split else []
+
         def halves(vector: int) -> tuple[Expr, Expr]:
-            return block.epilogue.apart(operands.scratch, base + vector * block.lanes)
+            at = base + vector * block.lanes
+            if not begins:
+                return block.epilogue.apart(operands.scratch, at)
+            low, high = (emit.load(operands.scratch, at + plane, block.lanes) for plane in (0, self.plane))
+            return block.epilogue.halves(block.epilogue.joined((low, high), begins[vector % block.period]))
 
         return [partial(block.group, g, halves, constants, target, residual) for g in range(block.groups)]
 

@@ -26,7 +26,7 @@ STEP = 4
 
 
 def build(site: Site, isa: Isa, work: Contraction, blocking: VnniBlocking) -> Kernel:
-    """The kernel of the contraction ``work``, of unsigned inputs, that ``site`` is."""
+    """The kernel of the contraction ``work``, of unsigned or 16-bit inputs, that ``site`` is."""
     return _Template(site, isa, work, blocking).build()
 
 
@@ -39,6 +39,7 @@ class _Operands:
     constants: Memory
     starts: Memory
     runs: Memory
+    begins: Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class _Template:
 
     @property
     def fused(self) -> bool:
-        return "ifma" in self.isa and self.work.requant.narrow_products
+        return "ifma" in self.isa and self.work.requant.narrow_products and self.work.split is None
 
     @property
     def block(self) -> FlatBlock:
@@ -84,18 +85,25 @@ class _Template:
         weights = self.panel.pack(pack_weights(self.work.runs, STEP, columns)[:, :, :, 0], len(self.work.runs))
         starts = np.where(columns < 0, 0, self.work.requant.start[np.maximum(columns, 0)]).astype(np.int32)
         offsets = np.array([r.offset for r in self.work.runs], np.int32)
-        blob, at = pack(weights, block.constants(channels), starts, offsets)
-        site = self.site
+        begins = np.zeros(0, np.int32) if self.work.begin is None else block.begins(self.work.begin, channels)
+        blob, at = pack(weights, block.constants(channels), starts, offsets, begins)
+        site, split = self.site, self.work.split
 
         def body(pointers: Pointers) -> None:
             views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
             addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
+            x, *others = (emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True))
+            if split is not None:
+                planes = emit.memory(pointers.scratch, "uint8")
+                split.emit(self.isa, x, planes)
+                x = planes
             operands = _Operands(
-                tuple(emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True)),
+                (x, *others),
                 emit.memory(pointers.constants, self.panel.dtype, offset=at[0]),
                 emit.memory(pointers.constants, "int64", offset=at[1]),
                 emit.memory(pointers.constants, "int32", offset=at[2]),
                 emit.memory(pointers.constants, "int32", offset=at[3]),
+                emit.memory(pointers.constants, "int32", offset=at[4]),
             )
             outer, inner = (b.column_blocks, b.tiles.count) if b.positions_inside else (b.tiles.count, b.column_blocks)
             with emit.loop(outer) as first, emit.loop(inner) as second:
@@ -103,7 +111,8 @@ class _Template:
                 self._tile(operands, tile, column)
 
         func = primitive(site.inputs, site.output, body, plain=True)
-        return Kernel(f"{site.op.kind[1:]}.{self.isa.name}[{b}{self.panel}]", func, blob)
+        name = f"{site.op.kind[1:]}.{self.isa.name}[{b}{self.panel}]"
+        return Kernel(name, func, blob, split.size if split else 0)
 
     def _tile(self, operands: _Operands, tile: Expr, column: Expr) -> None:
         b = self.blocking
@@ -124,7 +133,7 @@ class _Template:
         """The accumulators, [positions * vectors], at their starts."""
         lanes = self.dot.lanes
         if not self.fused:
-            return [emit.splat("int32", 0, lanes)] * (self.blocking.tiles.rows * self.vectors)
+            return [emit.splat("int32", 0, lanes)] * (self.work.planes * self.blocking.tiles.rows * self.vectors)
         starts = [emit.load(operands.starts, (column * self.vectors + v) * lanes, lanes) for v in range(self.vectors)]
         return starts * self.blocking.tiles.rows
 
@@ -157,9 +166,12 @@ class _Template:
         """The accumulators after one product for every position and vector: step ``step`` from ``record`` on."""
         weights = [self.panel.load(operands.weights, record, step, v) for v in range(self.vectors)]
         result = []
-        for position in range(self.blocking.tiles.rows):
-            a = self.dot.spread(operands.tensors[0], first + position * self.blocking.tiles.pitch)
-            known = acc[position * self.vectors : (position + 1) * self.vectors]
+        pitch, plane = self.blocking.tiles.pitch, self.work.split.pitch if self.work.split else 0
+        for number in range(self.work.planes * self.blocking.tiles.rows):
+            position = number % self.blocking.tiles.rows
+            at = position * pitch + number // self.blocking.tiles.rows * plane
+            a = self.dot.spread(operands.tensors[0], first + at)
+            known = acc[number * self.vectors : (number + 1) * self.vectors]
             result += [self.dot.add(value, a, w) for value, w in zip(known, weights, strict=True)]
         return result
 
@@ -174,5 +186,8 @@ class _Template:
 
         target = (operands.tensors[1], place(1))
         residual = (operands.tensors[2], place(2)) if self.work.residual else None
+        if self.work.split is not None:
+            begins, half = block.load_begins(operands.begins, column), len(acc) // 2
+            acc = [block.epilogue.joined((acc[v], acc[v + half]), begins[v % block.period]) for v in range(half)]
         for group in range(block.groups):
             block.group(group, lambda v: block.epilogue.halves(acc[v]), constants, target, residual)

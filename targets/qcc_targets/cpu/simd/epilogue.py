@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.kernel import TVM_DTYPE
 from qcc_targets.cpu.simd import emit
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.requant import WORD, Requant
@@ -90,6 +91,12 @@ class Epilogue:
         ]
         return Constants(*pairs)
 
+    def joined(self, planes: tuple[Expr, ...], begin: Expr) -> Expr:
+        """Accumulators from those over low bytes, those over high bytes, and what they begin at."""
+        low, high = planes
+        raised = emit.bind(high << emit.splat("int32", 8, self.lanes))
+        return emit.bind(emit.bind(low + begin) + raised)
+
     def halves(self, acc: Expr) -> tuple[Expr, Expr]:
         """Even and odd lanes of a vector of accumulators, each in the low half of 64-bit lanes."""
         half = self.lanes // 2
@@ -139,14 +146,14 @@ class Epilogue:
         name = f"x86.avx512.vpmadd52l.uq.{self.isa.vector_bits}"
         return emit.pure(dtype, name, total, emit.bits(dtype, a), emit.bits(dtype, b))
 
-    def clamp32(self, value: Expr) -> Expr:
-        """The clamp of a vector of int32 results that stay int32."""
+    def clamped(self, value: Expr) -> Expr:
+        """The clamp of a vector of int32 results, then as its own type of 16 or 32 bits."""
         requant, lanes = self.requant, self.lanes
         if requant.low > -(1 << 31):
             value = emit.bind(emit.maximum(value, emit.splat("int32", requant.low, lanes)))
         if requant.high < (1 << 31) - 1:
             value = emit.bind(emit.minimum(value, emit.splat("int32", requant.high, lanes)))
-        return value
+        return value if requant.dtype == "i32" else emit.cast(f"{TVM_DTYPE[requant.dtype]}x{lanes}", value)
 
     def narrow(self, results: Sequence[Expr]) -> Expr:
         """Four vectors of results as one vector of clamped bytes, in the order of ``packed_order``."""

@@ -39,9 +39,13 @@ class FlatBlock:
         return self.epilogue.lanes
 
     @property
+    def bytes(self) -> bool:
+        """Whether results are bytes, four vectors of accumulators to a vector of them."""
+        return self.epilogue.requant.dtype in ("u8", "i8")
+
+    @property
     def packed(self) -> bool:
-        requant = self.epilogue.requant
-        return self.channels % (4 * self.lanes) == 0 and requant.dtype != "i32" and requant.mr is None
+        return self.channels % (4 * self.lanes) == 0 and self.bytes and self.epilogue.requant.mr is None
 
     @property
     def period(self) -> int:
@@ -66,6 +70,15 @@ class FlatBlock:
         lanes = np.arange(self.period * self.lanes) % self.channels
         return self.epilogue.pack(self.columns(channels)[:, lanes].reshape(-1, self.lanes))
 
+    def begins(self, begin: NDArray[np.int32], channels: NDArray[np.int64]) -> NDArray[np.int32]:
+        """What the accumulators of ``channels`` [blocks, channels] begin at, a vector for each record of constants."""
+        lanes = np.arange(self.period * self.lanes) % self.channels
+        picked = self.columns(channels)[:, lanes]
+        return np.where(picked < 0, 0, begin[np.maximum(picked, 0)]).astype(np.int32)
+
+    def load_begins(self, source: Memory, block: Expr) -> list[Expr]:
+        return [emit.load(source, (block * self.period + v) * self.lanes, self.lanes) for v in range(self.period)]
+
     def load_constants(self, source: Memory, block: Expr) -> list[Constants]:
         return [self.epilogue.load(source, block * self.period + v) for v in range(self.period)]
 
@@ -88,9 +101,9 @@ class FlatBlock:
         for v in range(first, last):
             added = self.epilogue.residual_halves(self._gather(residual, v)) if residual else None
             results.append(self.epilogue.requantize(halves(v), constants[v % self.period], added))
-        if self.epilogue.requant.dtype == "i32":
+        if not self.bytes:
             for v, result in zip(range(first, last), results, strict=True):
-                self._scatter(target, self.epilogue.clamp32(result), self.lanes * v, self.lanes)
+                self._scatter(target, self.epilogue.clamped(result), self.lanes * v, self.lanes)
             return
         results += [results[-1]] * (4 - len(results))
         self._scatter(target, self._ordered(self.epilogue.narrow(results)), 4 * self.lanes * number, 4 * self.lanes)

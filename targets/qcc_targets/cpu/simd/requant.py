@@ -63,20 +63,30 @@ class Requant:
 
 
 def fold(
-    site: Site, weights: NDArray[np.int64], *, residual: int | None = None, wide_residual: bool = False
+    site: Site,
+    weights: NDArray[np.int64],
+    *,
+    residual: int | None = None,
+    wide_residual: bool = False,
+    centred: bool = False,
 ) -> Requant | None:
     """The requantization of a contraction with ``weights`` [O, …], which are less their zero point.
 
     ``residual`` is the slot of the residual operand; its multiplier follows it, and may grow to 44
-    bits where ``wide_residual``, else to 32, when scaled. None where a raw accumulator may leave
-    int32, or a result int32 before the clamp.
+    bits where ``wide_residual``, else to 32, when scaled. With ``centred``, accumulators are sums
+    over codes less the zero point instead. None where an accumulator may leave int32, or a result
+    int32 before the clamp.
     """
     channels = len(weights)
-    x = DTYPES[site.op.operands[0].type.dtype]
-    floor, ceiling = _bounds(weights.reshape(channels, -1), int(np.iinfo(x).min), int(np.iinfo(x).max))
-    sums = weights.reshape(channels, -1).sum(axis=1)
-    m = _vector(site, 2, channels)
-    c = _vector(site, 3, channels) - site.zero_point(0) * sums * m
+    rows = weights.reshape(channels, -1)
+    low, high = _codes(site)
+    zero_point = site.zero_point(0)
+    m, c = _vector(site, 2, channels), _vector(site, 3, channels)
+    if centred:
+        floor, ceiling = _bounds(rows, low - zero_point, high - zero_point)
+    else:
+        floor, ceiling = _bounds(rows, low, high)
+        c = c - zero_point * rows.sum(axis=1) * m
     mr = None if residual is None else _vector(site, residual + 1, channels)
     return scaled(site, m, c, mr, floor, ceiling, 44 if wide_residual else 32)
 
@@ -106,6 +116,15 @@ def scaled(site: Site, m: Any, c: Any, mr: Any, floor: Any, ceiling: Any, residu
 def _vector(site: Site, slot: int, channels: int) -> NDArray[Any]:
     """A constant of one entry per channel, or one for all, as exact integers."""
     return np.broadcast_to(site.array(slot).reshape(-1), channels).astype(object)
+
+
+def _codes(site: Site) -> tuple[int, int]:
+    """The least and greatest code of the first operand: of its grid, or of its type where that is 8 bits wide."""
+    type_ = site.op.operands[0].type
+    info = np.iinfo(DTYPES[type_.dtype])
+    if type_.quant is None or info.bits == 8:
+        return int(info.min), int(info.max)
+    return type_.quant.qmin, type_.quant.qmax
 
 
 def _bounds(rows: NDArray[np.int64], low: int, high: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -18,12 +18,16 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
+from qcc.ir.graph import Graph, Value
 from qcc.ir.types import DTYPES
 from qcc.runtime.cpu import request_amx
+from qcc.verify.interp import evaluate_op
 from qcc_targets.cpu import views
 from qcc_targets.cpu.codegen import compile_object
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel, Site, View
+from qcc_targets.cpu.lowering import lower
+from qcc_targets.cpu.simd import build
 
 _GUARD = 0xA5
 """What memory holds that no tensor claims, so that stray writes show."""
@@ -101,6 +105,52 @@ class Trial:
         if not np.array_equal(output, place(site.output, result)):
             raise AssertionError(f"{self.kernels[number].name} wrote outside its result")
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How one kernel compares with the reference: elements of its result that differ."""
+
+    op: str
+    kernel: str
+    differing: int
+
+
+def judge(graph: Graph, isa: Isa, batch: int = 1, seed: int = 0) -> list[Verdict]:
+    """Every kernel of an integer graph that a template of this package builds, on random codes.
+
+    Each runs alone, between guards. Raises AssertionError when one writes outside its result.
+    """
+    rng = np.random.default_rng(seed)
+    sites = [step.site for step in lower(graph, batch).steps]
+    built = [(site, kernel) for site in sites if (kernel := build(site, isa)) is not None]
+    trial = Trial(isa, [kernel for _, kernel in built])
+    verdicts = []
+    for number, (site, kernel) in enumerate(built):
+        arrays = [_random_codes(view, value, rng) for view, value in _variables(site)]
+        given = iter(arrays)
+        operands = [site.arrays[v.name] if view is None else next(given) for v, view in _operands(site)]
+        expected = arrays[0] if site.op.kind == "copy" else evaluate_op(site.op, operands)
+        got = trial.run(number, site, arrays)
+        verdicts.append(Verdict(site.op.kind, kernel.name, int((got != expected).sum())))
+    return verdicts
+
+
+def _operands(site: Site) -> list[tuple[Value, View | None]]:
+    return list(zip(site.op.operands, site.views, strict=True))
+
+
+def _variables(site: Site) -> list[tuple[View, Value]]:
+    return [(view, value) for value, view in _operands(site) if view is not None]
+
+
+def _random_codes(view: View, value: Value, rng: np.random.Generator) -> NDArray[Any]:
+    """Codes of the value's grid, its extremes among them."""
+    info, quant = np.iinfo(DTYPES[view.dtype]), value.type.quant
+    low, high = (int(info.min), int(info.max)) if quant is None else (quant.qmin, quant.qmax)
+    codes = rng.integers(low, high + 1, view.shape)
+    extremes = rng.random(view.shape)
+    return np.where(extremes < 0.1, low, np.where(extremes > 0.9, high, codes)).astype(DTYPES[view.dtype])
 
 
 def _repeated(symbol: str, parameters: int) -> tirx.PrimFunc:
