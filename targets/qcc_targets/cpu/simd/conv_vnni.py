@@ -24,6 +24,9 @@ from qcc_targets.cpu.simd.lowbit_panel import Panel
 STEP = 4
 """Bytes of depth per product."""
 
+STREAMED_BYTES = 1 << 20
+"""Weights from which on a product with one tile of positions is held to read them from memory."""
+
 
 def build(site: Site, isa: Isa, work: Contraction, blocking: VnniBlocking) -> Kernel:
     """The kernel of the contraction ``work``, of unsigned or 16-bit inputs, that ``site`` is."""
@@ -72,6 +75,11 @@ class _Template:
     @property
     def panel(self) -> Panel:
         return Panel(self.dot, self.vectors, self.work.packing)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether weights are read but once, and too many to stay in a core's own caches between calls."""
+        return self.blocking.tiles.count == 1 and self.work.depth * self.work.outputs >= STREAMED_BYTES
 
     @property
     def steps(self) -> int:
@@ -165,6 +173,8 @@ class _Template:
     def _step(self, operands: _Operands, acc: list[Expr], first: Expr, record: Expr, step: int) -> list[Expr]:
         """The accumulators after one product for every position and vector: step ``step`` from ``record`` on."""
         weights = [self.panel.load(operands.weights, record, step, v) for v in range(self.vectors)]
+        if self.streamed:
+            self.panel.ahead(operands.weights, record, step)
         result = []
         pitch, plane = self.blocking.tiles.pitch, self.work.split.pitch if self.work.split else 0
         for number in range(self.work.planes * self.blocking.tiles.rows):

@@ -102,6 +102,12 @@ def address(source: Memory, index: Expr) -> Expr:
     return tirx.address_of(tirx.BufferLoad(source.buffer, [index + source.start]))
 
 
+def prefetch(source: Memory, index: Expr) -> None:
+    """Ask for the cache line of an element to be read, whether or not there is memory at its address."""
+    read, all_levels, data = (tirx.IntImm("int32", n) for n in (0, 3, 1))
+    run("prefetch", address(source, index), read, all_levels, data)
+
+
 @contextmanager
 def loop(extent: int) -> Iterator[Expr]:
     """A serial loop over ``range(extent)``; no loop is emitted where one pass is all there is."""
