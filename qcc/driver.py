@@ -17,6 +17,7 @@ from typing import Any
 from qcc import __version__
 from qcc.artifact.contents import graph_files, tensor_spec
 from qcc.artifact.manifest import Manifest, PluginSpec
+from qcc.artifact.sizes import layer_sizes
 from qcc.artifact.store import check_output, write_artifact
 from qcc.config import CompileConfig, merge
 from qcc.data import as_bytes, as_calibration, load_data
@@ -197,6 +198,7 @@ def _report(graph: Graph, ctx: PassContext, notes: Sequence[str], warnings: Sequ
         "notes": list(notes),
         "warnings": list(warnings),
         "calibration": {"samples": data.samples, "sha256": data.digest} if data else None,
+        "weights": [size.describe() for size in layer_sizes(graph)],
         "certificates": {name: c.describe() for name, c in ctx.analyses(certificates, graph).items()},
     }
     return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 def inspect_command(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="An artifact, an ONNX model, or graph text.")],
     graph: Annotated[bool, typer.Option("--graph", "-g", help="Print the graph's text and nothing else.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="List the weights of every layer: bits and bytes.")] = False,
     bounds: Annotated[bool, typer.Option("--bounds", help="List the overflow certificate of every operation.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what an artifact or a model holds.
 
     qcc inspect model.qcc
+
+    qcc inspect model.qcc --layers
 
     qcc inspect model.qcc --graph
 
@@ -48,11 +51,15 @@ def inspect_command(
         print_json(summary)
         return
     _print(summary, artifact)
+    if layers and summary["weights"]:
+        _print_layers(summary)
     if bounds:
         _print_bounds(found)
 
 
 def _summary(graph: Graph, artifact: Artifact | None) -> dict[str, Any]:
+    from qcc.artifact.sizes import layer_sizes
+
     kinds = Counter(o.kind for o in graph.ops if o.kind != "constant")
     weights = sum(o.array.nbytes for o in graph.ops if o.kind == "constant")
     return {
@@ -62,6 +69,8 @@ def _summary(graph: Graph, artifact: Artifact | None) -> dict[str, Any]:
         "outputs": {v.name: str(v.type) for v in graph.outputs},
         "operations": dict(sorted(kinds.items())),
         "constant_bytes": weights,
+        "weights": [size.describe() for size in layer_sizes(graph)],
+        "device": _device_constants(artifact) if artifact else {},
         "manifest": artifact.manifest.model_dump(mode="json") if artifact else None,
         "report": json.loads(artifact.read("report.json")) if artifact and "report.json" in artifact.files else None,
     }
@@ -88,6 +97,26 @@ def _print(summary: dict[str, Any], artifact: Artifact | None) -> None:
     console.print(f"rounding {manifest.rounding}\n", markup=False)
     rows = [(name, info.sha256[:16] + "…", size(info.size)) for name, info in manifest.files.items()]
     print_table("", ("file", "sha256", "size"), rows, numbers=2)
+
+
+def _device_constants(artifact: Artifact) -> dict[str, int]:
+    """Bytes of constants, weights and all, by result, where the target reports them of its kernels."""
+    if "device/kernels.json" not in artifact.files:
+        return {}
+    rows = json.loads(artifact.read("device/kernels.json"))
+    return {row["result"]: row["constants"] for row in rows if row.get("constants")}
+
+
+def _print_layers(summary: dict[str, Any]) -> None:
+    out().print()
+    device = summary["device"]
+    rows = [
+        (w["layer"], w["op"], "x".join(map(str, w["shape"])), w["bits"], w["bytes"], device.get(w["layer"], "-"))
+        for w in summary["weights"]
+    ]
+    total = sum(w["bytes"] for w in summary["weights"])
+    rows.append(("all weights", "", "", "", total, sum(device.values()) or "-"))
+    print_table("", ("layer", "operation", "weights", "bits", "bytes", "device bytes"), rows, numbers=3)
 
 
 def _print_bounds(graph: Graph) -> None:

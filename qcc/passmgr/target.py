@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,6 +14,9 @@ from qcc.ir.graph import Graph
 if TYPE_CHECKING:
     from qcc.passmgr.base import Pass
     from qcc.passmgr.context import PassContext
+
+NARROW_BITS: Final = frozenset(range(2, 9))
+"""All widths of codes that fit a byte; where a device clamps codes and counts bytes, it has them all."""
 
 
 class Capabilities(BaseModel):

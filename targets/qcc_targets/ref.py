@@ -10,7 +10,7 @@ from qcc.artifact.contents import read_graph
 from qcc.artifact.manifest import Manifest
 from qcc.ir.graph import Graph
 from qcc.passmgr.context import PassContext
-from qcc.passmgr.target import Capabilities, Target
+from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
 from qcc.verify.interp import evaluate
 
 
@@ -23,7 +23,7 @@ class RefTarget(Target):
     @property
     def capabilities(self) -> Capabilities:
         """Everything that the opset holds."""
-        return Capabilities(activation_bits=frozenset({8, 16}))
+        return Capabilities(weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         """Nothing: the artifact's own graph is what runs."""

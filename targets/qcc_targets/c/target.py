@@ -17,7 +17,7 @@ from qcc.artifact.manifest import Manifest
 from qcc.errors import ArtifactError
 from qcc.ir.graph import Graph
 from qcc.passmgr.context import PassContext
-from qcc.passmgr.target import Capabilities, Target
+from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
 from qcc_targets.c.emit import SCALAR
 from qcc_targets.c.source import identifier, write_sources
 from qcc_targets.c.toolchain import compile_c
@@ -52,7 +52,8 @@ class CTarget(Target):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(ops=frozenset(GENERIC) | frozenset(MOVES), activation_bits=frozenset({8, 16}))
+        ops = frozenset(GENERIC) | frozenset(MOVES)
+        return Capabilities(ops=ops, weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         prefix = self.prefix or identifier(graph.name)

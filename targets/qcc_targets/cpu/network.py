@@ -45,7 +45,8 @@ PROFILE: Final = "qcc_profile"
 class ReportRow:
     """What one step became: its operation and result, the kernel's name, the function that it calls.
 
-    ``operations`` counts multiplications and additions, ``bytes`` what is read and written at least once.
+    ``operations`` counts multiplications and additions, ``bytes`` what is read and written at least once,
+    ``constants`` the bytes of its constants, weights packed as the kernel reads them.
     """
 
     op: str
@@ -54,6 +55,7 @@ class ReportRow:
     function: str
     operations: int
     bytes: int
+    constants: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def assemble(lowered: Lowered, isa: Isa) -> Network:
             name,
             operations(step.site),
             traffic(step.site, kernel),
+            len(kernel.constants),
         )
         for step, kernel, name in zip(lowered.steps, kernels, names, strict=True)
     )

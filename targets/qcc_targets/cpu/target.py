@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
-from qcc.passmgr.target import Capabilities, Target
+from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
 from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Argument, Program
 from qcc_targets.cpu.border import border_functions
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
@@ -53,7 +53,8 @@ class CpuTarget(Target):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(ops=frozenset(GENERIC) | frozenset(MOVES), activation_bits=frozenset({8, 16}))
+        ops = frozenset(GENERIC) | frozenset(MOVES)
+        return Capabilities(ops=ops, weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         isa = resolve(self.isa, self.mcpu)
