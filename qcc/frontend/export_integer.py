@@ -22,6 +22,7 @@ from qcc.frontend.export_builder import Builder
 from qcc.frontend.export_move import Rule, gather_axis
 from qcc.frontend.export_planes import Plane, activation_planes, sum_of_products, weight_planes, zero_point
 from qcc.ir.graph import Op
+from qcc.ir.packing import code_bits
 
 Array = NDArray[Any]
 
@@ -84,7 +85,8 @@ def _linear_epilogue(b: Builder, o: Op, acc: str, xs: Sequence[str], shape: tupl
 
 
 def _iconv2d(b: Builder, o: Op, xs: Sequence[str]) -> str:
-    weights = weight_planes(b, f"{o.result.name}/w", b.array(o, 1), zero_point(o.operands[1]))
+    w, codes = o.operands[1], b.array(o, 1)
+    weights = weight_planes(b, f"{o.result.name}/w", codes, zero_point(w), code_bits(w, codes))
     acc = _conv(b, o, xs[0], weights, o.operands[1].type.shape[2:], o.int_attr("groups"))
     return _linear_epilogue(b, o, acc, xs, (-1, 1, 1))
 
@@ -96,7 +98,8 @@ def _conv(b: Builder, o: Op, x: str, weights: Sequence[Plane], kernel: Sequence[
 
 
 def _idense(b: Builder, o: Op, xs: Sequence[str]) -> str:
-    weights = weight_planes(b, f"{o.result.name}/w", b.array(o, 1).T, zero_point(o.operands[1]))
+    w, codes = o.operands[1], b.array(o, 1)
+    weights = weight_planes(b, f"{o.result.name}/w", codes.T, zero_point(w), code_bits(w, codes))
     acc = sum_of_products(b, o, "MatMulInteger", activation_planes(b, o, 0, xs[0]), weights)
     return _linear_epilogue(b, o, acc, xs, (-1,))
 

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.frontend.export_builder import Builder
+from qcc.frontend.export_packed import unpacked, worth_packing
 from qcc.ir.graph import Op, Value
+from qcc.ir.packing import lowest
 
 Array = NDArray[Any]
 
@@ -37,8 +39,10 @@ def zero_point(value: Value) -> int:
     return value.type.quant.zero_point if value.type.quant is not None else 0
 
 
-def weight_planes(b: Builder, stem: str, codes: Array, zero: int) -> list[Plane]:
-    """Planes of ``codes - zero``, for constant ``codes``."""
+def weight_planes(b: Builder, stem: str, codes: Array, zero: int, bits: int | None = None) -> list[Plane]:
+    """Planes of ``codes - zero``, for constant ``codes``; int8 ones of ``bits`` bits are stored packed."""
+    if bits is not None and codes.dtype == np.int8 and worth_packing(codes, bits):
+        return [Plane(unpacked(b, stem, codes, bits), zero - lowest("i8", bits))]
     if codes.dtype == np.uint8:
         return [Plane(b.const(codes, stem), zero)]
     if codes.dtype == np.int8:

@@ -24,13 +24,15 @@ def spread(x: Value) -> float:
 
 
 def _weights(d: Draw, shape: Sequence[int]) -> Value:
-    """Signed bytes, per-channel symmetric; now and then unsigned with a zero point, or 16 bits wide."""
+    """Signed codes of 2 to 8 bits, per-channel symmetric; now and then unsigned with a zero point, or 16 bits wide."""
     dtype = "i8" if d.chance(0.85) else d.pick(("u8", "i8", "i16"))
     codes = d.codes(dtype, shape)
+    if dtype == "i8" and d.chance(0.8):
+        bits = 8 if d.chance(0.6) else d.between(2, 7)
+        narrow = (codes >> (8 - bits)).astype(codes.dtype)
+        return d.const("w", narrow, Quant(bits, True, (Dyadic(1, 7),) * shape[0], axis=0))
     if d.chance(0.3):
         codes = (codes // 16).astype(codes.dtype)
-    if dtype == "i8" and d.chance(0.8):
-        return d.const("w", codes, Quant(8, True, (Dyadic(1, 7),) * shape[0], axis=0))
     return d.const("w", codes, d.grid(dtype) if dtype != "i16" else Quant(16, True, (Dyadic(1, 7),)))
 
 
