@@ -21,7 +21,8 @@ class Backend(Protocol):
     ``files`` maps the artifact's relative paths to files whose hashes have been checked; they
     stay in place as long as the backend lives. ``run`` may be called from several threads at once.
     A backend may also have a method ``quantize(spec, array)``, its own ``quantize_input``, equal on
-    every bit, and an attribute ``alignment``, the bytes to which it wants arrays aligned instead.
+    every bit; ``direct(inputs, raw)``, which does all that ``Session.run`` does, or gives None to leave
+    it to the session; and an attribute ``alignment``, the bytes to which it wants arrays aligned instead.
     """
 
     def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int) -> None: ...

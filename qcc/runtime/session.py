@@ -34,6 +34,8 @@ class Session:
         self._backend = make_backend(artifact.manifest, artifact.files, threads)
         self._quantize: Callable[[TensorSpec, NDArray[Any]], NDArray[Any]]
         self._quantize = getattr(self._backend, "quantize", quantize_input)
+        self._direct: Callable[[Mapping[str, ArrayLike], bool], dict[str, NDArray[Any]] | None]
+        self._direct = getattr(self._backend, "direct", lambda inputs, raw: None)
         self._alignment: int = getattr(self._backend, "alignment", ALIGNMENT)
         self._batched = any(s.batched for s in (*self.inputs, *self.outputs))
 
@@ -57,6 +59,8 @@ class Session:
         ``raw`` the codes. A model of a fixed leading size b takes any multiple k·b, and runs k times.
         Raises ConfigError for a wrong name, shape or dtype, an empty batch, and NaN.
         """
+        if (results := self._direct(inputs, raw)) is not None:
+            return results
         arrays = {name: _native(np.asarray(array)) for name, array in inputs.items()}
         runs, batch = self._measure(arrays)
         codes = {s.name: self._quantize(s, arrays[s.name]) for s in self.inputs}

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import tvm_ffi
 from numpy.typing import NDArray
 
 from qcc.artifact.border import quantize_input
 from qcc.artifact.manifest import Manifest, TensorSpec
 from qcc.errors import ArtifactError
-from qcc.runtime.backend import ALIGNMENT
-from qcc.runtime.cpu import processor_flags, request_amx
-from qcc.runtime.pointers import address, pointer
-from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Argument, Program
+from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Program
 from qcc.runtime.tvm_border import NativeBorder
+from qcc.runtime.tvm_direct import Direct
+from qcc.runtime.tvm_network import Network
 
 FOLDER: Final = "device"
-
-PROFILE_ENTRY: Final = "profile"
-"""The library's function that measures its steps; see ``Network.profile``."""
 
 
 class TvmBackend:
@@ -46,7 +38,12 @@ class TvmBackend:
         )
         border = files.get(f"{FOLDER}/{BORDER}")
         self._border = NativeBorder(border, manifest.inputs) if border is not None else None
+        self._direct = Direct.of(manifest, self._border, self.network)
         self._pool = ThreadPoolExecutor(threads, "qcc") if threads > 1 else None
+
+    def direct(self, inputs: Mapping[str, Any], raw: bool) -> dict[str, NDArray[Any]] | None:
+        """What ``Session.run`` gives, faster, where the inputs are just what one call takes; else None."""
+        return None if self._direct is None else self._direct.run(inputs, raw)
 
     def quantize(self, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
         """What ``quantize_input`` gives, faster."""
@@ -63,102 +60,6 @@ class TvmBackend:
         else:
             list(self._pool.map(lambda start: self.network.call(inputs, outputs, start, batch), starts))
         return outputs
-
-
-class Network:
-    """A loaded library with its constants; may be called from several threads."""
-
-    def __init__(self, program: Program, library: Path, constants: NDArray[np.uint8]) -> None:
-        if program.machine != platform.machine():
-            raise ArtifactError(f"compiled for {program.machine}; this machine is {platform.machine()}")
-        if missing := sorted(set(program.flags) - processor_flags()):
-            raise ArtifactError(
-                f"compiled for {program.isa}, but this processor lacks {', '.join(missing)}; compile for another one"
-            )
-        if any(flag.startswith("amx") for flag in program.flags):
-            request_amx()
-        self.program = program
-        self._constants = constants if address(constants) % ALIGNMENT == 0 else aligned(constants)
-        self._constants_pointer = pointer(self._constants)
-        try:
-            self._library = tvm_ffi.load_module(str(library))
-            self._function = self._library[program.entry]
-        except (RuntimeError, AttributeError, KeyError) as e:
-            raise ArtifactError(f"{library.name} does not load: {e}") from e
-        self._arenas: deque[tuple[NDArray[np.uint8], ctypes.c_void_p]] = deque()
-
-    def call(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, batch: int
-    ) -> None:
-        """Compute the samples from ``start`` on, as many as one call takes; a short rest is computed with padding.
-
-        Arrays are C-contiguous, of the program's element types and shapes, with ``batch`` samples.
-        """
-        count = min(self.program.batch, batch - start)
-        if count < self.program.batch and any(a.batched for a in (*self.program.inputs, *self.program.outputs)):
-            self._padded(inputs, outputs, start, count)
-            return
-        ins = [_at(inputs[a.name], a, start) for a in self.program.inputs]
-        outs = [_at(outputs[a.name], a, start) for a in self.program.outputs]
-        self._call(ins, outs)
-
-    def profile(
-        self,
-        inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
-        steps: int,
-        repeats: int,
-    ) -> NDArray[np.int64]:
-        """Ticks of the processor's time-stamp counter that each of the ``steps`` took for ``repeats`` runs in a row.
-
-        Arrays are as for ``call``, with exactly as many samples as one call takes. Raises ArtifactError
-        where the library has no function for it.
-        """
-        try:
-            function = self._library[PROFILE_ENTRY]
-        except (AttributeError, KeyError) as e:
-            raise ArtifactError("the library cannot profile itself") from e
-        stamps = np.zeros(steps + 1, np.int64)
-        ins = [_at(inputs[a.name], a, 0) for a in self.program.inputs]
-        outs = [_at(outputs[a.name], a, 0) for a in self.program.outputs]
-        memory = aligned(np.zeros(self.program.arena, np.uint8))
-        function(*ins, *outs, self._constants_pointer, pointer(memory), pointer(stamps), repeats)
-        return np.diff(stamps)
-
-    def _padded(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, count: int
-    ) -> None:
-        full = {a.name: inputs[a.name] for a in self.program.inputs}
-        for a in self.program.inputs:
-            if a.batched:
-                full[a.name] = np.zeros(a.shape, a.dtype)
-                full[a.name][:count] = inputs[a.name][start:]
-        results = {a.name: np.empty(a.shape, a.dtype) for a in self.program.outputs}
-        self.call(full, results, 0, self.program.batch)
-        for a in self.program.outputs:
-            outputs[a.name][start if a.batched else 0 :] = results[a.name][: count if a.batched else None]
-
-    def _call(self, ins: Sequence[ctypes.c_void_p], outs: Sequence[ctypes.c_void_p]) -> None:
-        try:
-            arena = self._arenas.pop()
-        except IndexError:
-            memory = aligned(np.empty(self.program.arena, np.uint8))
-            arena = (memory, pointer(memory))
-        self._function(*ins, *outs, self._constants_pointer, arena[1])
-        self._arenas.append(arena)
-
-
-def _at(array: NDArray[Any], argument: Argument, sample: int) -> ctypes.c_void_p:
-    return pointer(array, sample * array.strides[0] if argument.batched else 0)
-
-
-def aligned(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A copy of a flat array that starts at a multiple of ``ALIGNMENT`` bytes."""
-    room = np.empty(array.size + ALIGNMENT, np.uint8)
-    start = -address(room) % ALIGNMENT
-    copy = room[start : start + array.size]
-    copy[...] = array
-    return copy
 
 
 def _file(files: Mapping[str, Path], name: str) -> Path:

@@ -29,6 +29,13 @@ class NativeBorder:
         except (RuntimeError, AttributeError, KeyError) as e:
             raise ArtifactError(f"{library.name} does not load: {e}") from e
 
+    def call(self, name: str) -> tuple[Any, tuple[float, float, float, int]] | None:
+        """The function for the input ``name``, and its arguments after (reals, codes, count); None where not covered.
+
+        It returns nonzero where the reals hold NaN.
+        """
+        return self._calls.get(name)
+
     def quantize(self, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
         """Codes of ``array``; see ``quantize_input``, which this agrees with on every bit. Raises ConfigError."""
         call = self._calls.get(spec.name)

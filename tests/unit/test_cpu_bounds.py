@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, Dyadic, Quant
-from qcc.runtime.tvm_backend import Network
+from qcc.runtime.tvm_network import Network
 from qcc.verify.interp import evaluate
 from qcc_targets.cpu.trial import compile_graph
 

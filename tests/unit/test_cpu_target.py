@@ -25,7 +25,7 @@ from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.passmgr.context import PassContext
 from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Program
-from qcc.runtime.tvm_backend import Network
+from qcc.runtime.tvm_network import Network
 from qcc.verify.interp import evaluate
 from qcc_targets.cpu.codegen import compile_object
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit

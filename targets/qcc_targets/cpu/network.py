@@ -28,7 +28,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.runtime.tvm_backend import PROFILE_ENTRY
+from qcc.runtime.tvm_network import PROFILE_ENTRY
 from qcc_targets.cpu.cost import operations, traffic
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, SLACK

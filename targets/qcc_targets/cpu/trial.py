@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.ir.graph import Graph
-from qcc.runtime.tvm_backend import Network
+from qcc.runtime.tvm_network import Network
 from qcc_targets.cpu.compiler import Compiler
 from qcc_targets.cpu.isa import Isa, resolve
 from qcc_targets.cpu.lowering import lower
