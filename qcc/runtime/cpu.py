@@ -9,6 +9,9 @@ from typing import Final
 
 from qcc.errors import ArtifactError
 
+_FIELDS: Final = {"x86_64": "flags", "aarch64": "Features"}
+"""The field of /proc/cpuinfo that lists features, by processor family."""
+
 _SYS_ARCH_PRCTL: Final = 158
 _ARCH_REQ_XCOMP_PERM: Final = 0x1023
 _XFEATURE_XTILEDATA: Final = 18
@@ -16,11 +19,12 @@ _XFEATURE_XTILEDATA: Final = 18
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """The features that Linux lists for the first processor; empty where it cannot say."""
-    if platform.machine() != "x86_64" or not cpuinfo.exists():
+    wanted = _FIELDS.get(platform.machine())
+    if wanted is None or not cpuinfo.exists():
         return frozenset()
     for line in cpuinfo.read_text().splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "flags":
+        if key.strip() == wanted:
             return frozenset(value.split())
     return frozenset()
 

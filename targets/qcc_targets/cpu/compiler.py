@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import select
 import shutil
 import signal
@@ -81,7 +82,7 @@ class Compiler:
         Raises TargetError when a compilation fails, crashes or exceeds its limits, and where there
         is no linker.
         """
-        linker = find_linker()
+        linker = find_linker(isa.machine)
         with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
             folder = Path(scratch)
             for number, part in enumerate(parts):
@@ -177,11 +178,12 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def find_linker() -> str:
-    """The path of GNU ld. Raises TargetError where there is none."""
-    linker = shutil.which("ld")
+def find_linker(machine: str = "x86_64") -> str:
+    """The path of a GNU ld that links for the processor family ``machine``. Raises TargetError where there is none."""
+    names = [f"{machine}-linux-gnu-ld", *(["ld"] if machine == platform.machine() else [])]
+    linker = next(filter(None, map(shutil.which, names)), None)
     if linker is None:
-        raise TargetError("no linker: the cpu target needs 'ld' (GNU binutils) on the PATH")
+        raise TargetError(f"no linker: the cpu target needs '{names[-1]}' (GNU binutils) on the PATH")
     return linker
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qcc.errors import ConfigError
 from qcc.runtime.cpu import processor_flags
 
-_TRIPLE: Final = "x86_64-unknown-linux-gnu"
+_X86: Final = "x86_64-unknown-linux-gnu"
+_ARM: Final = "aarch64-unknown-linux-gnu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,8 @@ class Isa:
     """One level of instruction set.
 
     ``features`` are what kernel templates ask about (``avx2``, ``avxvnni``, ``avx512``, ``vnni``,
-    ``vbmi``, ``ifma``, ``amx``; a level lists all that it has), ``flags`` the names under which Linux lists
-    the processor features that the level needs, ``mcpu`` and ``mattr`` LLVM's.
+    ``vbmi``, ``ifma``, ``amx``; ``neon``, ``dotprod``, ``i8mm``; a level lists all that it has), ``flags`` the
+    names under which Linux lists the processor features that the level needs, ``mcpu`` and ``mattr`` LLVM's.
     """
 
     name: str
@@ -28,7 +29,12 @@ class Isa:
     flags: frozenset[str]
     mcpu: str
     mattr: tuple[str, ...] = ()
-    triple: str = _TRIPLE
+    triple: str = _X86
+
+    @property
+    def machine(self) -> str:
+        """The processor family, as ``platform.machine()`` spells it."""
+        return self.triple.partition("-")[0]
 
     def target(self) -> dict[str, Any]:
         """The description that TVM's ``Target`` takes."""
@@ -43,6 +49,10 @@ class Isa:
 
 def _level(name: str, bits: int, mcpu: str, features: str, flags: str, mattr: tuple[str, ...] = ()) -> Isa:
     return Isa(name, bits, frozenset(features.split()), frozenset(flags.split()), mcpu, mattr)
+
+
+def _arm(name: str, features: str, flags: str, mattr: tuple[str, ...]) -> Isa:
+    return Isa(name, 128, frozenset(features.split()), frozenset(flags.split()), "generic", mattr, _ARM)
 
 
 _AVX2 = "avx2 fma bmi1 bmi2 f16c movbe"
@@ -62,9 +72,12 @@ LEVELS: Final[Mapping[str, Isa]] = {
         _level("avx512vnni", 512, "cascadelake", "avx2 avx512 vnni", _VNNI, _WIDE),
         _level("avx512vbmi", 512, "icelake-server", "avx2 avx512 vnni vbmi ifma", _VBMI, _WIDE),
         _level("amx", 512, "sapphirerapids", "avx2 avx512 vnni vbmi ifma avxvnni amx", _AMX, _WIDE),
+        _arm("neon", "neon", "asimd", ("+neon",)),
+        _arm("dotprod", "neon dotprod", "asimd asimddp", ("+v8.2a", "+dotprod")),
+        _arm("i8mm", "neon dotprod i8mm", "asimd asimddp i8mm", ("+v8.2a", "+dotprod", "+i8mm")),
     )
 }
-"""Every level, from the plainest to the richest."""
+"""Every level, from the plainest to the richest of each processor family."""
 
 _CPUS: Final[Mapping[str, str]] = {
     "x86-64": "generic",
@@ -93,14 +106,28 @@ _CPUS: Final[Mapping[str, str]] = {
     "sapphirerapids": "amx",
     "emeraldrapids": "amx",
     "graniterapids": "amx",
+    "cortex-a53": "neon",
+    "cortex-a57": "neon",
+    "cortex-a72": "neon",
+    "cortex-a73": "neon",
+    "cortex-a55": "dotprod",
+    "cortex-a76": "dotprod",
+    "cortex-a78": "dotprod",
+    "neoverse-n1": "dotprod",
+    "cortex-a510": "i8mm",
+    "cortex-a710": "i8mm",
+    "neoverse-n2": "i8mm",
+    "neoverse-v1": "i8mm",
+    "neoverse-v2": "i8mm",
 }
 """The level of each LLVM processor name that ``mcpu`` accepts."""
 
 
-def available(flags: frozenset[str] | None = None) -> tuple[Isa, ...]:
-    """The levels that a processor with ``flags`` (default: this one) runs, plainest first."""
+def available(flags: frozenset[str] | None = None, machine: str | None = None) -> tuple[Isa, ...]:
+    """The levels that a ``machine`` whose processor has ``flags`` runs, plainest first; default: this one."""
     have = processor_flags() if flags is None else flags
-    return tuple(level for level in LEVELS.values() if level.flags <= have)
+    family = platform.machine() if machine is None else machine
+    return tuple(level for level in LEVELS.values() if level.machine == family and level.flags <= have)
 
 
 def resolve(isa: str = "native", mcpu: str | None = None, flags: frozenset[str] | None = None) -> Isa:
@@ -111,9 +138,9 @@ def resolve(isa: str = "native", mcpu: str | None = None, flags: frozenset[str] 
     """
     if mcpu is None:
         if isa == "native":
-            if flags is None and platform.machine() != "x86_64":
+            if not (levels := available(flags)):
                 raise ConfigError(f"this machine is {platform.machine()}: name the instruction set to compile for")
-            return available(flags)[-1]
+            return levels[-1]
         if isa not in LEVELS:
             raise ConfigError(f"unknown instruction set '{isa}'; known: native, {', '.join(LEVELS)}")
         return LEVELS[isa]
@@ -124,7 +151,21 @@ def resolve(isa: str = "native", mcpu: str | None = None, flags: frozenset[str] 
     level = LEVELS[_CPUS[mcpu]]
     if isa not in ("native", level.name):
         wanted = resolve(isa, None, flags)
-        if not wanted.features <= level.features:
+        if wanted.machine != level.machine or not wanted.features <= level.features:
             raise ConfigError(f"processor '{mcpu}' has no {wanted.name}; its level is {level.name}")
         level = wanted
-    return Isa(level.name, level.vector_bits, level.features, level.flags, mcpu, level.mattr)
+    return replace(level, mcpu=mcpu)
+
+
+def resolve_all(isas: Sequence[str], mcpu: str | None = None) -> tuple[Isa, ...]:
+    """The levels to compile for, richest first: each of ``isas`` once. ``mcpu`` is for a single one.
+
+    Raises ConfigError as ``resolve`` does, and where the levels are of different processor families.
+    """
+    if mcpu is not None and len(isas) > 1:
+        raise ConfigError("mcpu tunes for one processor; it does not go with several instruction sets")
+    levels = {level.name: level for level in (resolve(isa, mcpu) for isa in isas)}
+    if len({level.machine for level in levels.values()}) > 1:
+        raise ConfigError(f"one artifact is for one processor family; {', '.join(levels)} are of several")
+    order = list(LEVELS)
+    return tuple(sorted(levels.values(), key=lambda level: -order.index(level.name)))
