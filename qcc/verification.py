@@ -51,19 +51,20 @@ def verify_artifact(
     model: Path | None = None,
     layers: bool = False,
     threads: int = 1,
+    isa: str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare the fp32 model, the reference, onnxruntime on the integer graph, and the artifact on ``data``.
 
     ``model`` is by default looked for beside the artifact and in the working directory; it must be the one that
-    the artifact was compiled from. ``layers`` adds the table of layers.
+    the artifact was compiled from. ``layers`` adds the table of layers; ``isa`` is as for ``load``.
     Raises ArtifactError, ConfigError, ModelError; differences are reported, not raised.
     """
     artifact = read_artifact(path)
     config = _config(artifact)
     source = source_model(artifact, model)
     imported = _import(source, config, artifact)
-    session = Session(artifact, threads)
+    session = Session(artifact, threads, isa=isa)
     graph = read_graph(artifact.files)
     shapes = {v.name: v.type.shape for v in graph.inputs}
     loaded = load_data(data, shapes, raw_bytes=all(s.takes_bytes for s in session.inputs))

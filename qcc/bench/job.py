@@ -27,7 +27,8 @@ QCC: Final = "qcc integer"
 class Job:
     """What to time. ``inputs`` is one call's arrays for the artifact, ``model_inputs`` for ``model``.
 
-    ``samples`` are what onnxruntime calibrates on; ``weights`` says ``warm``, ``cold``, or both.
+    ``samples`` are what onnxruntime calibrates on; ``weights`` says ``warm``, ``cold``, or both; ``isa``
+    is as for ``load``.
     """
 
     artifact: Path
@@ -39,6 +40,7 @@ class Job:
     model: Path | None = None
     model_inputs: Arrays | None = None
     samples: Sequence[Arrays] = ()
+    isa: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def _quantized(job: Job, folder: Path, notes: list[str]) -> Path | None:
 
 
 def _engines(job: Job, threads: int, int8: Path | None, notes: list[str]) -> Iterator[tuple[str, Call]]:
-    session = load(job.artifact, threads)
+    session = load(job.artifact, threads, isa=job.isa)
     yield QCC, lambda: session.run(job.inputs)
     arrays = job.model_inputs or {}
     wanted = [

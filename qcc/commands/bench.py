@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,7 +11,7 @@ import typer
 
 from qcc.commands.console import out, print_json, print_notes, print_table, progress_bars
 from qcc.commands.doctor import FEATURES, cpu_flags, cpu_model
-from qcc.commands.options import ArtifactArg, DataOption, JsonFlag
+from qcc.commands.options import ArtifactArg, DataOption, IsaOption, JsonFlag
 from qcc.commands.run import artifact_data
 from qcc.errors import ConfigError
 
@@ -43,6 +43,7 @@ def bench_command(
         str, typer.Option("--weights", help="warm: caches as a loop of calls leaves them; cold: emptied before a call.")
     ] = "warm,cold",
     amx: Annotated[bool, typer.Option("--amx/--no-amx", help="Whether any engine may use AMX.")] = True,
+    isa: IsaOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time an artifact, interleaved with the same model in onnxruntime (fp32 and int8) and OpenVINO (int8).
@@ -52,10 +53,11 @@ def bench_command(
     The int8 model of both is onnxruntime's own static quantization (per-channel QDQ). Without --data,
     inputs are random: fine for time, meaningless for values.
     """
-    from qcc.bench import run, run_without_amx
+    from qcc.bench import Job, run, run_without_amx
 
     peers = _listed(against, "--against") if against is not None else ("onnxruntime",) if model is not None else ()
-    job = _job(artifact, peers, model, data, batch, rounds, _counts(threads), _listed(weights, "--weights"))
+    settings = Job(artifact, {}, _counts(threads), rounds, _listed(weights, "--weights"), peers, isa=isa)
+    job = _with_data(settings, model, data, batch)
     if amx:
         with progress_bars() as progress:
             outcome = run(job, progress)
@@ -93,32 +95,22 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def _job(
-    path: Path,
-    peers: Sequence[str],
-    model: Path | None,
-    data: str | None,
-    batch: int,
-    rounds: int,
-    threads: Sequence[int],
-    weights: Sequence[str],
-) -> Job:
+def _with_data(job: Job, model: Path | None, data: str | None, batch: int) -> Job:
+    """``job`` with inputs for the artifact, and for the model where there are peers."""
     from qcc.artifact.store import read_artifact
-    from qcc.bench import Job
     from qcc.runtime import Session
     from qcc.verification import model_inputs, source_model
 
-    artifact = read_artifact(path)
+    artifact = read_artifact(job.artifact)
     session = Session(artifact)
-    arrays = _arrays(session, data, batch, CALIBRATION if peers else batch)
+    arrays = _arrays(session, data, batch, CALIBRATION if job.against else batch)
     inputs = {name: a[: _rows(session, name, batch)] for name, a in arrays.items()}
-    if not peers:
-        return Job(path, inputs, threads, rounds, weights)
+    if not job.against:
+        return replace(job, inputs=inputs)
     source = source_model(artifact, model)
     whole = model_inputs(artifact, source, arrays)
     first = {name: a[: _rows(session, name, batch)] for name, a in whole.items()}
-    samples = _samples(session, whole)
-    return Job(path, inputs, threads, rounds, weights, peers, source, first, samples)
+    return replace(job, inputs=inputs, model=source, model_inputs=first, samples=_samples(session, whole))
 
 
 def _rows(session: Session, name: str, batch: int) -> int:

@@ -37,6 +37,9 @@ def compile_command(
     target: Annotated[str | None, typer.Option("--target", "-t", help="Target; see `qcc targets`.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-O", help="Target option, name=value.")] = None,
     mcpu: Annotated[str | None, typer.Option("--mcpu", help="The CPU to compile for; short for -O mcpu=…")] = None,
+    isa: Annotated[
+        str | None, typer.Option("--isa", metavar="A,B", help="Instruction sets, all in one artifact: amx,avx2.")
+    ] = None,
     data: DataOption = None,
     samples: SamplesOption = None,
     method: Annotated[str | None, typer.Option("--method", help="mse, minmax, percentile or entropy.")] = None,
@@ -67,6 +70,8 @@ def compile_command(
 
     qcc compile -c qcc.yaml --force
 
+    qcc compile model.onnx -d calibration.npz --isa amx,avx512vbmi,avx2
+
     qcc compile net.onnx -d photos/ --input uint8 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --scale 1/255
     """
     norm = normalization(mean, std, scale, layout)
@@ -79,7 +84,10 @@ def compile_command(
             "seed": seed,
             "cache": cache,
             "threads": threads,
-            "target": without_none({"name": target, "options": _target_options(option or [], mcpu) or None}) or None,
+            "target": without_none(
+                {"name": target, "options": _target_options(option or [], mcpu=mcpu, isa=isa) or None}
+            )
+            or None,
             "data": {"path": data} if data is not None else None,
             "calibration": without_none({"method": method, "samples": samples}) or None,
             "input": without_none({"mode": input_mode}) or None,
@@ -100,9 +108,8 @@ def compile_command(
         _print(result)
 
 
-def _target_options(texts: list[str], mcpu: str | None) -> dict[str, Any]:
-    options = assignments(texts, "--option")
-    return options if mcpu is None else {**options, "mcpu": mcpu}
+def _target_options(texts: list[str], **short: str | None) -> dict[str, Any]:
+    return {**assignments(texts, "--option"), **without_none(short)}
 
 
 def _resolve(path: Path | None, flags: dict[str, Any], norm: dict[str, Any]) -> CompileConfig:

@@ -14,6 +14,9 @@ from qcc.errors import ConfigError
 ArtifactArg = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact: a folder or a .qcc file.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+IsaOption = Annotated[
+    str | None, typer.Option("--isa", metavar="NAME", help="The instruction set to use, of those in the artifact.")
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", "-j", min=1, help="Threads to run on.")]
 DataOption = Annotated[
     str | None,

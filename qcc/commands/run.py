@@ -15,6 +15,7 @@ from qcc.commands.options import (
     ArtifactArg,
     DataOption,
     ForceFlag,
+    IsaOption,
     JsonFlag,
     LayoutOption,
     MeanOption,
@@ -43,6 +44,7 @@ def run_command(
     samples: SamplesOption = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per call.")] = BATCH,
     threads: ThreadsOption = 1,
+    isa: IsaOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
     scale: ScaleOption = None,
@@ -60,7 +62,7 @@ def run_command(
         raise ConfigError("no data: pass --data")
     if output is not None and output.exists() and not force:
         raise ConfigError(f"output {output} exists; choose another or pass --force")
-    session = load(artifact, threads)
+    session = load(artifact, threads, isa=isa)
     dataset = artifact_data(session, {"path": data, "samples": samples, **normalization(mean, std, scale, layout)})
     results = run_batches(session, dataset.arrays, raw=raw, batch=batch)
     print_notes(dataset.notes)

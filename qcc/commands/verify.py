@@ -12,6 +12,7 @@ from qcc.commands.console import out, print_notes, print_table, progress_bars
 from qcc.commands.options import (
     ArtifactArg,
     DataOption,
+    IsaOption,
     JsonFlag,
     LayoutOption,
     MeanOption,
@@ -39,6 +40,7 @@ def verify_command(
     ] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="How many layers to blame.")] = 10,
     threads: ThreadsOption = 1,
+    isa: IsaOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
     scale: ScaleOption = None,
@@ -60,7 +62,9 @@ def verify_command(
         raise ConfigError("no data: pass --data")
     source = make_data_config({"path": data, "samples": samples, **normalization(mean, std, scale, layout)})
     with progress_bars() as progress:
-        result = verify_artifact(artifact, source, model=model, layers=layers, threads=threads, progress=progress)
+        result = verify_artifact(
+            artifact, source, model=model, layers=layers, threads=threads, isa=isa, progress=progress
+        )
     print_notes(result.notes)
     if as_json:
         typer.echo(result.report.to_json(), nl=False)

@@ -1,6 +1,7 @@
 """The backend protocol: what runs a target's files. Plug-ins in the group ``qcc.backends``."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from qcc.artifact.manifest import Manifest
 from qcc.discovery import load
-from qcc.errors import PluginError, QccError
+from qcc.errors import ConfigError, PluginError, QccError
 
 BACKENDS: Final = "qcc.backends"
 ALIGNMENT: Final = 64
@@ -20,6 +21,7 @@ class Backend(Protocol):
 
     ``files`` maps the artifact's relative paths to files whose hashes have been checked; they
     stay in place as long as the backend lives. ``run`` may be called from several threads at once.
+    Further keyword parameters of the constructor are options that ``qcc.runtime.load`` passes on.
     A backend may also have a method ``quantize(spec, array)``, its own ``quantize_input``, equal on
     every bit; ``direct(inputs, raw)``, which does all that ``Session.run`` does, or gives None to leave
     it to the session; and an attribute ``alignment``, the bytes to which it wants arrays aligned instead.
@@ -36,11 +38,20 @@ class Backend(Protocol):
         ...
 
 
-def make_backend(manifest: Manifest, files: Mapping[str, Path], threads: int) -> Backend:
-    """The backend that ``manifest`` names. Raises PluginError when it is missing or fails to start."""
+def make_backend(
+    manifest: Manifest, files: Mapping[str, Path], threads: int, options: Mapping[str, Any] | None = None
+) -> Backend:
+    """The backend that ``manifest`` names, given further ``options`` by keyword.
+
+    Raises PluginError when it is missing or fails to start, ConfigError for an option that it does not take.
+    """
     factory: Any = load(BACKENDS, manifest.backend)
+    given = dict(options or {})
+    known = signature(factory).parameters
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"the backend '{manifest.backend}' takes no option '{unknown[0]}'")
     try:
-        backend: Backend = factory(manifest, files, threads)
+        backend: Backend = factory(manifest, files, threads, **given)
     except QccError:
         raise
     except Exception as e:

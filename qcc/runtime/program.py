@@ -10,9 +10,6 @@ from qcc.errors import ArtifactError
 from qcc.validation import Strict, explain
 
 PROGRAM: Final = "network.json"
-LIBRARY: Final = "network.so"
-CONSTANTS: Final = "constants.bin"
-BORDER: Final = "border.so"
 
 
 class Argument(Strict):
@@ -25,21 +22,35 @@ class Argument(Strict):
     """Whether axis 0 of ``shape`` is the batch."""
 
 
-class Program(Strict):
-    """``network.json``. The library's function takes pointers: inputs, outputs, constants, arena.
+class Level(Strict):
+    """The code for one instruction set.
 
-    ``batch`` samples are computed by one call; ``arena`` is the bytes that it works in, 64-byte aligned.
+    ``library``, ``constants`` and ``border`` are names of files beside ``network.json``; the border
+    library quantizes inputs, where any have a grid. ``arena`` is the bytes that one call works in.
+    """
+
+    isa: str
+    flags: tuple[str, ...]
+    """Processor features that the code uses, as Linux lists them."""
+    library: str
+    constants: str
+    border: str | None = None
+    arena: int = Field(ge=0, le=1 << 40)
+
+
+class Program(Strict):
+    """``network.json``. A library's function takes pointers: inputs, outputs, constants, arena.
+
+    ``levels`` hold the same network for several instruction sets, the richest first. ``batch``
+    samples are computed by one call.
     """
 
     schema_version: Literal[1] = 1
     entry: str
     machine: str
     """The processor family that the code is for, as ``platform.machine()`` spells it."""
-    isa: str
-    flags: tuple[str, ...]
-    """Processor features that the code uses, as Linux lists them."""
+    levels: tuple[Level, ...] = Field(min_length=1)
     batch: int = Field(ge=1)
-    arena: int = Field(ge=0, le=1 << 40)
     inputs: tuple[Argument, ...]
     outputs: tuple[Argument, ...]
 

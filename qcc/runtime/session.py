@@ -16,22 +16,25 @@ from qcc.errors import ConfigError
 from qcc.runtime.backend import ALIGNMENT, make_backend
 
 
-def load(path: str | Path, threads: int = 1) -> Session:
+def load(path: str | Path, threads: int = 1, *, isa: str | None = None) -> Session:
     """The artifact at ``path``, ready to run on ``threads`` threads.
 
-    Every file's hash is checked before anything native is loaded. Raises ArtifactError, PluginError.
+    ``isa`` names the instruction set to use, where the artifact holds several; by default it is the
+    richest that this machine has. Every file's hash is checked before anything native is loaded.
+    Raises ArtifactError, PluginError, ConfigError.
     """
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
-    return Session(read_artifact(Path(path)), threads)
+    return Session(read_artifact(Path(path)), threads, isa=isa)
 
 
 class Session:
     """Runs an artifact; may be shared by threads."""
 
-    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+    def __init__(self, artifact: Artifact, threads: int = 1, *, isa: str | None = None) -> None:
         self._artifact = artifact
-        self._backend = make_backend(artifact.manifest, artifact.files, threads)
+        options = {} if isa is None else {"isa": isa}
+        self._backend = make_backend(artifact.manifest, artifact.files, threads, options)
         self._quantize: Callable[[TensorSpec, NDArray[Any]], NDArray[Any]]
         self._quantize = getattr(self._backend, "quantize", quantize_input)
         self._direct: Callable[[Mapping[str, ArrayLike], bool], dict[str, NDArray[Any]] | None]

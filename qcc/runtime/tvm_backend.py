@@ -1,4 +1,4 @@
-"""Runs networks that TVM compiled for the CPU. Needs numpy and TVM's small runtime, not its compiler."""
+"""Runs networks that TVM compiled for the CPU. Needs no TVM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from qcc.artifact.border import quantize_input
 from qcc.artifact.manifest import Manifest, TensorSpec
 from qcc.errors import ArtifactError
-from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Program
+from qcc.runtime.levels import choose
+from qcc.runtime.program import PROGRAM, Program
 from qcc.runtime.tvm_border import NativeBorder
 from qcc.runtime.tvm_direct import Direct
 from qcc.runtime.tvm_network import Network
@@ -24,20 +25,21 @@ FOLDER: Final = "device"
 class TvmBackend:
     """The backend ``tvm``: one call per ``batch`` samples, each in an arena of its own.
 
-    The constants stay in their file, mapped; arenas are reused. With several threads, the samples
-    of a batch are spread over them.
+    Of several instruction sets it takes the richest that this machine has, or ``isa``. The
+    constants stay in their file, mapped; arenas are reused. With several threads, the samples of a
+    batch are spread over them.
     """
 
     alignment: Final = 1
     """The library takes arrays of any alignment."""
 
-    def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int) -> None:
-        paths = {name: _file(files, name) for name in (PROGRAM, LIBRARY, CONSTANTS)}
-        self.network = Network(
-            Program.from_bytes(paths[PROGRAM].read_bytes()), paths[LIBRARY], np.memmap(paths[CONSTANTS], mode="r")
-        )
-        border = files.get(f"{FOLDER}/{BORDER}")
-        self._border = NativeBorder(border, manifest.inputs) if border is not None else None
+    def __init__(self, manifest: Manifest, files: Mapping[str, Path], threads: int, *, isa: str | None = None) -> None:
+        program = Program.from_bytes(_file(files, PROGRAM).read_bytes())
+        level = choose(program, isa)
+        constants = np.memmap(_file(files, level.constants), mode="r")
+        self.network = Network(program, level, _file(files, level.library), constants)
+        border = level.border
+        self._border = NativeBorder(_file(files, border), manifest.inputs) if border is not None else None
         self._direct = Direct.of(manifest, self._border, self.network)
         self._pool = ThreadPoolExecutor(threads, "qcc") if threads > 1 else None
 

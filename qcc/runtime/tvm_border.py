@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import tvm_ffi
 from numpy.typing import NDArray
 
 from qcc.artifact.border import quantize_input
 from qcc.artifact.manifest import TensorSpec
-from qcc.errors import ArtifactError, ConfigError
+from qcc.errors import ConfigError
 from qcc.runtime.pointers import pointer
+from qcc.runtime.tvm_network import Library
+
+Quantize = Callable[[ctypes.c_void_p, ctypes.c_void_p, int], bool]
+"""Writes codes of so many reals; whether any is NaN."""
+
+_ARGUMENTS: Final = (
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_double,
+    ctypes.c_double,
+    ctypes.c_double,
+    ctypes.c_int32,
+    ctypes.c_void_p,
+)
 
 _EXACT_BITS: Final = 24
 """Multipliers of scales that have no more bits than this are quantized exactly by multiplication."""
@@ -23,17 +38,11 @@ class NativeBorder:
     """The functions of a border library for the inputs ``specs``; what it does not cover, numpy does."""
 
     def __init__(self, library: Path, specs: Iterable[TensorSpec]) -> None:
-        try:
-            self._library = tvm_ffi.load_module(str(library))
-            self._calls = {s.name: self._prepared(s) for s in specs if _covered(s)}
-        except (RuntimeError, AttributeError, KeyError) as e:
-            raise ArtifactError(f"{library.name} does not load: {e}") from e
+        self._library = Library(library)
+        self._calls = {s.name: self._prepared(s) for s in specs if s.quant is not None and _covered(s)}
 
-    def call(self, name: str) -> tuple[Any, tuple[float, float, float, int]] | None:
-        """The function for the input ``name``, and its arguments after (reals, codes, count); None where not covered.
-
-        It returns nonzero where the reals hold NaN.
-        """
+    def call(self, name: str) -> Quantize | None:
+        """The function for the input ``name``; None where not covered."""
         return self._calls.get(name)
 
     def quantize(self, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
@@ -41,18 +50,22 @@ class NativeBorder:
         call = self._calls.get(spec.name)
         if call is None or array.dtype != np.float32 or not array.flags.c_contiguous:
             return quantize_input(spec, array)
-        function, scalars = call
         codes = np.empty(array.shape, spec.numpy)
-        if function(pointer(array), pointer(codes), array.size, *scalars):
+        if call(pointer(array), pointer(codes), array.size):
             raise ConfigError(f"input '{spec.name}' holds NaN")
         return codes
 
-    def _prepared(self, spec: TensorSpec) -> tuple[Any, tuple[float, float, float, int]]:
-        if spec.quant is None:
-            raise KeyError(spec.name)
-        zero = spec.quant.zero_point
-        scalars = (1.0 / spec.quant.scale, float(spec.qmin - zero), float(spec.qmax - zero), zero)
-        return self._library[f"quantize_{spec.dtype}"], scalars
+    def _prepared(self, spec: TensorSpec) -> Quantize:
+        zero, scale = (spec.quant.zero_point, spec.quant.scale) if spec.quant is not None else (0, 1.0)
+        function = self._library.function(f"quantize_{spec.dtype}", _ARGUMENTS)
+        inverse, low, high = 1.0 / scale, float(spec.qmin - zero), float(spec.qmax - zero)
+
+        def quantize(reals: ctypes.c_void_p, codes: ctypes.c_void_p, count: int) -> bool:
+            nan = ctypes.c_int32()
+            function(reals, codes, count, inverse, low, high, zero, ctypes.byref(nan))
+            return bool(nan.value)
+
+        return quantize
 
 
 def _covered(spec: TensorSpec) -> bool:

@@ -18,7 +18,7 @@ from qcc.artifact.manifest import Manifest, TensorSpec
 from qcc.errors import ConfigError
 from qcc.runtime.pointers import pointer
 from qcc.runtime.program import Argument
-from qcc.runtime.tvm_border import NativeBorder
+from qcc.runtime.tvm_border import NativeBorder, Quantize
 from qcc.runtime.tvm_network import Network
 
 
@@ -30,7 +30,7 @@ class _Input:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     codes: np.dtype[Any]
-    quantize: tuple[Any, tuple[Any, ...]] | None
+    quantize: Quantize | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,7 @@ class Direct:
         """The address of the codes of ``array``."""
         if i.quantize is None:
             return pointer(array)
-        function, scalars = i.quantize
-        if function(pointer(array), memory[1], array.size, *scalars):
+        if i.quantize(pointer(array), memory[1], array.size):
             raise ConfigError(f"input '{i.name}' holds NaN")
         return memory[1]
 

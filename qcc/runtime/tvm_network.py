@@ -1,26 +1,45 @@
-"""A library that TVM compiled, with its constants, and calls of it."""
+"""A compiled network, a plain C library with its constants, and calls of it. Needs numpy only."""
 
 from __future__ import annotations
 
 import ctypes
-import platform
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import tvm_ffi
 from numpy.typing import NDArray
 
 from qcc.errors import ArtifactError
 from qcc.runtime.backend import ALIGNMENT
-from qcc.runtime.cpu import processor_flags, request_amx
 from qcc.runtime.pointers import address, pointer
-from qcc.runtime.program import Argument, Program
+from qcc.runtime.program import Argument, Level, Program
 
-PROFILE_ENTRY: Final = "profile"
+PROFILE: Final = "qcc_profile"
 """The library's function that measures its steps; see ``Network.profile``."""
+
+
+class Library:
+    """A shared library of C functions, unloaded with this object."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as e:
+            raise ArtifactError(f"{path.name} does not load: {e}") from e
+        self._name = path.name
+        weakref.finalize(self, ctypes.CDLL(None).dlclose, ctypes.c_void_p(self._library._handle))
+
+    def function(self, name: str, arguments: Sequence[Any]) -> Any:
+        """The C function ``name`` of ``arguments``, which returns nothing. Raises ArtifactError where there is none."""
+        try:
+            found = self._library[name]
+        except AttributeError as e:
+            raise ArtifactError(f"{self._name} has no function {name}") from e
+        found.argtypes, found.restype = list(arguments), None
+        return found
 
 
 class Network:
@@ -29,28 +48,19 @@ class Network:
     ``function`` takes the addresses of inputs, outputs, ``constants`` and an ``arena``.
     """
 
-    def __init__(self, program: Program, library: Path, constants: NDArray[np.uint8]) -> None:
-        if program.machine != platform.machine():
-            raise ArtifactError(f"compiled for {program.machine}; this machine is {platform.machine()}")
-        if missing := sorted(set(program.flags) - processor_flags()):
-            raise ArtifactError(
-                f"compiled for {program.isa}, but this processor lacks {', '.join(missing)}; compile for another one"
-            )
-        if any(flag.startswith("amx") for flag in program.flags):
-            request_amx()
+    def __init__(self, program: Program, level: Level, library: Path, constants: NDArray[np.uint8]) -> None:
         self.program = program
+        self.level = level
         self._constants = constants if address(constants) % ALIGNMENT == 0 else aligned(constants)
         self.constants = pointer(self._constants)
-        try:
-            self._library = tvm_ffi.load_module(str(library))
-            self.function = self._library[program.entry]
-        except (RuntimeError, AttributeError, KeyError) as e:
-            raise ArtifactError(f"{library.name} does not load: {e}") from e
+        self._library = Library(library)
+        self._pointers = [ctypes.c_void_p] * (len(program.inputs) + len(program.outputs) + 2)
+        self.function = self._library.function(program.entry, self._pointers)
         self._arenas: deque[tuple[NDArray[np.uint8], ctypes.c_void_p]] = deque()
 
     def arena(self) -> tuple[NDArray[np.uint8], ctypes.c_void_p]:
         """Memory for one call at a time, and its address."""
-        memory = aligned(np.empty(self.program.arena, np.uint8))
+        memory = aligned(np.empty(self.level.arena, np.uint8))
         return memory, pointer(memory)
 
     def call(
@@ -80,10 +90,7 @@ class Network:
         Arrays are as for ``call``, with exactly as many samples as one call takes. Raises ArtifactError
         where the library has no function for it.
         """
-        try:
-            function = self._library[PROFILE_ENTRY]
-        except (AttributeError, KeyError) as e:
-            raise ArtifactError("the library cannot profile itself") from e
+        function = self._library.function(PROFILE, [*self._pointers, ctypes.c_void_p, ctypes.c_int64])
         stamps = np.zeros(steps + 1, np.int64)
         ins = [_at(inputs[a.name], a, 0) for a in self.program.inputs]
         outs = [_at(outputs[a.name], a, 0) for a in self.program.outputs]

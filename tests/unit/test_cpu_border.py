@@ -40,7 +40,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert set(functions) == {f"quantize_{dtype}" for dtype in TYPES}
     isa = available()[0 if request.param == "generic" else -1]
     path = tmp_path_factory.mktemp("border") / "border.so"
-    Compiler().library([Unit(functions, packed=True, floats=True)], ("__tvm_ffi_*",), isa, path)
+    Compiler().library([Unit(functions, floats=True)], list(functions), isa, path)
     return path
 
 

@@ -19,18 +19,18 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.errors import ArtifactError, ConfigError, TargetError
+from qcc.errors import ArtifactError, TargetError
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.passmgr.context import PassContext
-from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Program
+from qcc.runtime.program import PROGRAM, Program
 from qcc.runtime.tvm_network import Network
 from qcc.verify.interp import evaluate
 from qcc_targets.cpu.codegen import compile_object
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit
 from qcc_targets.cpu.disassembly import float_instructions, float_lines
-from qcc_targets.cpu.isa import LEVELS, available, resolve
+from qcc_targets.cpu.isa import LEVELS
 from qcc_targets.cpu.lowering import COPY, FILL_HALO, Lowered, lower
 from qcc_targets.cpu.memory import plan
 from qcc_targets.cpu.network import assemble
@@ -38,7 +38,8 @@ from qcc_targets.cpu.select import select
 from qcc_targets.cpu.target import CpuTarget
 from qcc_targets.cpu.trial import compile_graph, run
 
-FILES = {LIBRARY, CONSTANTS, PROGRAM, BORDER, "kernels.json"}
+LIBRARY = "network-avx2.so"
+FILES = {LIBRARY, "constants-avx2.bin", "border-avx2.so", "kernels-avx2.json", PROGRAM, "network.h"}
 U8 = Quant(8, False, (Dyadic.of(0.1),), 3)
 
 
@@ -93,7 +94,7 @@ def loaded(compiler: Compiler) -> Network:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of one build of ``network``."""
-    return build(CpuTarget(isa="avx2"), tmp_path_factory.mktemp("one"))
+    return build(CpuTarget(isa=("avx2",)), tmp_path_factory.mktemp("one"))
 
 
 def build(target: CpuTarget, folder: Path) -> Path:
@@ -103,7 +104,7 @@ def build(target: CpuTarget, folder: Path) -> Path:
 
 
 def test_two_builds_give_the_same_bytes(built: Path, tmp_path: Path) -> None:
-    build(CpuTarget(isa="avx2"), tmp_path)
+    build(CpuTarget(isa=("avx2",)), tmp_path)
     for name in sorted(FILES):
         assert (built / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
@@ -147,7 +148,7 @@ def test_a_kernel_with_floats_does_not_compile(tmp_path: Path) -> None:
         T.buffer_store(data, data[0] * T.float32(0.5), [0])
     module = tvm.IRModule({"half": ib.get().with_attr("global_symbol", "half")})
     with pytest.raises(TargetError, match="floating point"):
-        compile_object(module, LEVELS["generic"].target(), False, tmp_path / "half.o")
+        compile_object(module, LEVELS["generic"].target(), tmp_path / "half.o")
 
 
 def test_only_the_entry_points_are_exported(built: Path) -> None:
@@ -155,8 +156,15 @@ def test_only_the_entry_points_are_exported(built: Path) -> None:
         pytest.skip("no nm here")
     listing = subprocess.run([nm, "-D", "--defined-only", str(built / LIBRARY)], capture_output=True, text=True).stdout
     names = {line.split()[-1] for line in listing.splitlines()}
-    assert {"qcc_network", "__tvm_ffi_run"} <= names
-    assert not [n for n in names if "kernel" in n]
+    assert names == {"qcc_network", "qcc_profile", "qcc_sizes"}
+
+
+def test_a_library_needs_no_other(built: Path) -> None:
+    if (nm := shutil.which("nm")) is None:
+        pytest.skip("no nm here")
+    for name in (LIBRARY, "border-avx2.so"):
+        listing = subprocess.run([nm, "-D", "--undefined-only", str(built / name)], capture_output=True, text=True)
+        assert not listing.stdout.split()
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5])
@@ -232,22 +240,12 @@ def test_arrays_of_any_alignment_run(loaded: Network) -> None:
         assert same(run(loaded, {"x": x}), expected)
 
 
-def test_a_foreign_processor_is_refused(built: Path) -> None:
-    program = Program.from_bytes((built / PROGRAM).read_bytes())
-    foreign = program.model_copy(update={"flags": ("avx2", "avx1024")})
-    with pytest.raises(ArtifactError, match="lacks avx1024"):
-        Network(foreign, built / LIBRARY, np.zeros(64, np.uint8))
-    foreign = program.model_copy(update={"machine": "vax"})
-    with pytest.raises(ArtifactError, match="compiled for vax"):
-        Network(foreign, built / LIBRARY, np.zeros(64, np.uint8))
-
-
 def test_a_broken_library_is_refused(built: Path, tmp_path: Path) -> None:
     program = Program.from_bytes((built / PROGRAM).read_bytes())
     broken = tmp_path / LIBRARY
     broken.write_bytes(b"no library")
     with pytest.raises(ArtifactError, match="does not load"):
-        Network(program, broken, np.zeros(64, np.uint8))
+        Network(program, program.levels[0], broken, np.zeros(64, np.uint8))
 
 
 def test_a_crashing_compiler_is_an_error_and_the_next_job_runs(compiler: Compiler, tmp_path: Path) -> None:
@@ -274,27 +272,6 @@ def test_without_a_linker_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TargetError, match="binutils"):
         compile_graph(network(), "generic", compiler=Compiler(Limits(processes=1)))
-
-
-def test_levels_are_resolved() -> None:
-    everything = frozenset().union(*(level.flags for level in LEVELS.values()))
-    assert resolve("native", None, everything).name == "amx"
-    assert resolve("native", None, frozenset()).name == "generic"
-    assert resolve("avx2").name == "avx2"
-    assert resolve("native", "icelake-server").name == "avx512vbmi"
-    assert resolve("avx2", "sapphirerapids").mcpu == "sapphirerapids"
-    assert available(LEVELS["avx2"].flags) == (LEVELS["generic"], LEVELS["avx2"])
-    with pytest.raises(ConfigError, match="has no amx"):
-        resolve("amx", "haswell")
-    with pytest.raises(ConfigError, match="unknown processor"):
-        resolve("native", "pentium")
-    with pytest.raises(ConfigError, match="unknown instruction set"):
-        resolve("mmx")
-
-
-def test_an_unknown_level_is_refused_by_the_options() -> None:
-    with pytest.raises(ValueError, match="unknown instruction set 'mmx'"):
-        CpuTarget(isa="mmx")
 
 
 def kinds(lowered: Lowered) -> list[str]:

@@ -47,7 +47,7 @@ API = {
 }
 
 PARAMETERS = {
-    "qcc.runtime:load": ["path", "threads"],
+    "qcc.runtime:load": ["path", "threads", "isa"],
     "qcc.runtime:Session.run": ["self", "inputs", "raw"],
     "qcc.driver:compile_model": ["config", "force", "progress"],
     "qcc.frontend.load:load_model": ["path", "batch", "shapes"],

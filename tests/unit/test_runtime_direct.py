@@ -40,7 +40,7 @@ def network() -> Graph:
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     graph = network()
-    target = CpuTarget(isa="generic")
+    target = CpuTarget(isa=("generic",))
     device = build_device(target, graph, PassContext(0, 1, target.capabilities))
     manifest = Manifest(
         qcc_version="0",

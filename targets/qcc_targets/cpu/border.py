@@ -17,8 +17,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.ir.graph import Graph
-from qcc_targets.cpu.kernel import TVM_DTYPE
+from qcc.ir.graph import Graph, Value
 
 _SNAP: Final = 1.5 * 2**22
 _INFINITY: Final = 0x7F800000
@@ -26,13 +25,18 @@ _MAGNITUDE: Final = 0x7FFFFFFF
 
 
 def border_functions(graph: Graph) -> Mapping[str, tirx.PrimFunc]:
-    """``quantize_<type>`` for every type of codes, up to 16 bits, that an input with a grid has."""
-    types = {v.type.dtype for v in graph.inputs if v.type.quant is not None}
-    return {f"quantize_{TVM_DTYPE[t]}": _quantize(TVM_DTYPE[t]) for t in sorted(types) if t[1:] in ("8", "16")}
+    """``quantize_<type>`` for every type of codes that a bordered input has."""
+    types = sorted({v.type.numpy.name for v in bordered(graph)})
+    return {f"quantize_{t}": _quantize(t) for t in types}
+
+
+def bordered(graph: Graph) -> list[Value]:
+    """The inputs that the border library quantizes: those with a grid and codes of up to 16 bits."""
+    return [v for v in graph.inputs if v.type.quant is not None and v.type.numpy.itemsize <= 2]
 
 
 def _quantize(dtype: str) -> tirx.PrimFunc:
-    """(x, codes, count, 1 / scale, lowest and highest code less zero point, zero point) -> 1 where x holds NaN."""
+    """(x, codes, count, 1 / scale, lowest and highest code less zero point, zero point, nan: 1 if x holds NaN)."""
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name(f"quantize_{dtype}")
         T.func_attr({"tirx.noalias": True})
@@ -40,6 +44,7 @@ def _quantize(dtype: str) -> tirx.PrimFunc:
         x, codes = (T.arg(name, tirx.Var(name, PointerType(PrimType(t)))) for name, t in pointers)
         scalars = {"count": "int64", "inverse": "float64", "low": "float64", "high": "float64", "zero": "int32"}
         count, inverse, low, high, zero = (T.arg(name, tirx.Var(name, t)) for name, t in scalars.items())
+        flag = T.arg("flag", tirx.Var("flag", PointerType(PrimType("int32"))))
         source = T.decl_buffer((1 << 40,), "float32", data=x, layout=None)
         target = T.decl_buffer((1 << 40,), dtype, data=codes, layout=None)
         nan = T.alloc_buffer((1,), "int32", scope="global")
@@ -50,7 +55,7 @@ def _quantize(dtype: str) -> tirx.PrimFunc:
             snapped = _opaque(T.cast(source[i], "float64") * inverse + T.float64(_SNAP)) - T.float64(_SNAP)
             nearest = tirx.nearbyint(T.max(T.min(snapped, high), low))
             T.buffer_store(target, T.cast(T.cast(nearest, "int32") + zero, dtype), [i])
-        T.Return(nan[0])
+        T.buffer_store(T.decl_buffer((1,), "int32", data=flag, layout=None), nan[0], [0])
     return ib.get()
 
 

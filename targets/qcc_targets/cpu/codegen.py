@@ -20,9 +20,8 @@ _RUNTIME_HELPERS: Final = ("@__truncsfhf2", "@__extendhfsf2", "@llvm.fabs.")
 """What TVM puts into every module, unused: conversions of half precision, which the linker drops."""
 
 
-def _lowering(packed: bool) -> list[Any]:
-    """Without the packed interface a function keeps the C calling convention of its parameters."""
-    interface = [_PASSES.AnnotateEntryFunc(), _PASSES.MakePackedAPI()] if packed else []
+def _lowering() -> list[Any]:
+    """Every function keeps the C calling convention of its parameters: TVM's own needs TVM's runtime."""
     return [
         s_tir.transform.StmtSimplify(),
         _PASSES.FlattenBuffer(),
@@ -33,32 +32,29 @@ def _lowering(packed: bool) -> list[Any]:
         _PASSES.StmtSimplify(),
         _PASSES.RemoveNoOp(),
         _PASSES.CommonSubexprElim(),
-        *interface,
         _PASSES.LowerTVMBuiltin(),
         _PASSES.LowerIntrin(),
     ]
 
 
-def _lowered(module: tvm.IRModule, packed: bool) -> tvm.IRModule:
+def _lowered(module: tvm.IRModule) -> tvm.IRModule:
     """``module`` ready for LLVM. Functions marked ``PLAIN`` hold little that TensorIR's passes are for."""
     plain = {name: f for name, f in module.functions.items() if f.attrs and PLAIN in f.attrs}
     rest = {name: f for name, f in module.functions.items() if name not in plain}
-    done = tvm.ir.transform.Sequential(_lowering(packed))(tvm.IRModule(rest)) if rest else tvm.IRModule({})
+    done = tvm.ir.transform.Sequential(_lowering())(tvm.IRModule(rest)) if rest else tvm.IRModule({})
     if plain:
         short = [_PASSES.LowerTVMBuiltin(), _PASSES.LowerIntrin()]
         done.update(tvm.ir.transform.Sequential(short)(tvm.IRModule(plain)))
     return done
 
 
-def compile_object(
-    module: tvm.IRModule, target: dict[str, Any], packed: bool, path: Path, *, floats: bool = False
-) -> None:
+def compile_object(module: tvm.IRModule, target: dict[str, Any], path: Path, *, floats: bool = False) -> None:
     """Write the object file of ``module`` for ``target``.
 
     Raises TargetError when it computes with floats, unless these are allowed.
     """
     device = tvm.target.Target(target)
-    lowered = _lowered(_PASSES.BindTarget(device.with_host(device))(module), packed)
+    lowered = _lowered(_PASSES.BindTarget(device.with_host(device))(module))
     built = tir_to_runtime(lowered, {}, device)
     if not floats and (found := float_values(built.inspect_source("ll"))):
         raise TargetError(f"a kernel computes with floating point: {found[0]}")

@@ -45,7 +45,7 @@ def _job(job: dict[str, Any]) -> int:
             for unit in job["units"]:
                 module = tvm.ir.load_json(Path(unit["module"]).read_text())
                 path = Path(unit["object"])
-                compile_object(module, job["target"], unit["packed"], path, floats=unit["floats"])
+                compile_object(module, job["target"], path, floats=unit["floats"])
         except TargetError as e:
             log.write(f"{e}\n")
             return e.exit_code

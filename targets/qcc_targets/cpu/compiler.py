@@ -39,13 +39,9 @@ _PER_WORKER: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Functions that are compiled together; ``packed`` under TVM's calling convention.
-
-    They may compute with floats only where ``floats`` says so.
-    """
+    """Functions that are compiled together; they may compute with floats only where ``floats`` says so."""
 
     functions: Mapping[str, tirx.PrimFunc]
-    packed: bool = False
     floats: bool = False
 
 
@@ -114,7 +110,6 @@ class _Worker:
             {
                 "module": str(folder / f"{n}.json"),
                 "object": str(folder / f"{n}.o"),
-                "packed": parts[n].packed,
                 "floats": parts[n].floats,
             }
             for n in share

@@ -1,10 +1,10 @@
 """A whole network as one function that calls its kernels in turn, with its constants in one blob.
 
-The library's plain C entry point, and its twin under TVM's calling convention (``run``):
+The library's entry point is a plain C function:
 
     void qcc_network(input 0, …, output 0, …, constants, arena)
 
-Its twin ``qcc_profile`` (``profile``) takes two more, and measures each step:
+Its twin takes two more, and measures each step:
 
     void qcc_profile(input 0, …, output 0, …, constants, arena, stamps, repeats)
 
@@ -13,7 +13,11 @@ first step and behind each; ``stamps`` [steps + 1] are int64.
 
 All arguments but ``repeats`` are pointers. Inputs and outputs hold dense arrays in logical order,
 aligned to their elements; ``constants`` is the blob, ``arena`` memory that no other call uses at the
-same time; both are 64-byte aligned.
+same time; both are 64-byte aligned. Their sizes, in bytes, tells
+
+    void qcc_sizes(constants, arena)
+
+through two pointers to int64.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.runtime.tvm_network import PROFILE_ENTRY
+from qcc.runtime.tvm_network import PROFILE
 from qcc_targets.cpu.cost import operations, traffic
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, SLACK
@@ -37,8 +41,7 @@ from qcc_targets.cpu.memory import MemoryPlan, plan
 from qcc_targets.cpu.select import select
 
 NETWORK: Final = "qcc_network"
-ENTRY: Final = "run"
-PROFILE: Final = "qcc_profile"
+SIZES: Final = "qcc_sizes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,12 @@ class ReportRow:
 class Network:
     """Everything that a library is compiled from, and what it needs at run time.
 
-    ``functions`` maps symbols to distinct kernels; ``callers`` are the plain functions that call them
-    (``qcc_network``, and where time stamps can be read ``qcc_profile``); ``entries`` call these under
-    TVM's calling convention.
+    ``functions`` maps symbols to distinct kernels; ``callers`` are the exported functions:
+    ``qcc_network``, where time stamps can be read ``qcc_profile``, and the sizes.
     """
 
     functions: dict[str, tirx.PrimFunc]
     callers: dict[str, tirx.PrimFunc]
-    entries: dict[str, tirx.PrimFunc]
     constants: bytes
     arena: int
     report: tuple[ReportRow, ...]
@@ -98,12 +99,13 @@ def assemble(lowered: Lowered, isa: Isa) -> Network:
         )
         for step, kernel, name in zip(lowered.steps, kernels, names, strict=True)
     )
-    count = 2 + sum(s.space is not Space.ARENA for s in lowered.storages)
-    callers, entries = {NETWORK: _network(lowered, memory, calls)}, {ENTRY: _entry(ENTRY, NETWORK, count)}
-    if isa.triple.startswith("x86_64"):
+    callers = {
+        NETWORK: _network(lowered, memory, calls),
+        SIZES: _sizes(len(blob), memory.size),
+    }
+    if isa.machine == "x86_64":
         callers[PROFILE] = _network(lowered, memory, calls, timed=True)
-        entries[PROFILE_ENTRY] = _entry(PROFILE_ENTRY, PROFILE, count + 1, repeated=True)
-    return Network(symbols.functions, callers, entries, blob, memory.size, report)
+    return Network(symbols.functions, callers, blob, memory.size, report)
 
 
 class _Symbols:
@@ -203,11 +205,12 @@ class _Stopwatch:
         self.stamp(number + 1)
 
 
-def _entry(name: str, callee: str, count: int, *, repeated: bool = False) -> tirx.PrimFunc:
+def _sizes(constants: int, arena: int) -> tirx.PrimFunc:
+    """The function that stores both sizes."""
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        T.func_name(name)
-        arguments = [T.arg(f"p{i}", tirx.Var(f"p{i}", "handle")) for i in range(count)]
-        if repeated:
-            arguments.append(T.arg("repeats", tirx.Var("repeats", "int64")))
-        T.evaluate(tirx.call_extern("void", callee, *arguments))
+        T.func_name(SIZES)
+        sizes = {"constants": constants, "arena": arena}
+        pointers = [T.arg(name, tirx.Var(name, PointerType(PrimType("int64")))) for name in sizes]
+        for pointer, size in zip(pointers, sizes.values(), strict=True):
+            T.buffer_store(T.decl_buffer((1,), "int64", data=pointer, layout=None), T.int64(size), [0])
     return ib.get()

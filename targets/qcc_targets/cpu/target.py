@@ -1,4 +1,4 @@
-"""The target ``cpu``: a library, its constants, and their description, for one instruction set."""
+"""The target ``cpu``: libraries for instruction sets, their constants, and their description."""
 
 from __future__ import annotations
 
@@ -6,37 +6,45 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
 from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
-from qcc.runtime.program import BORDER, CONSTANTS, LIBRARY, PROGRAM, Argument, Program
-from qcc_targets.cpu.border import border_functions
+from qcc.runtime.program import PROGRAM, Argument, Level, Program
+from qcc_targets.cpu.border import border_functions, bordered
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
-from qcc_targets.cpu.isa import LEVELS, Isa, resolve
+from qcc_targets.cpu.header import write_header
+from qcc_targets.cpu.isa import LEVELS, Isa, resolve_all
 from qcc_targets.cpu.lowering import MOVES, lower
-from qcc_targets.cpu.network import ENTRY, Network, assemble
+from qcc_targets.cpu.network import NETWORK, Network, assemble
 from qcc_targets.cpu.select import GENERIC
 
-REPORT = "kernels.json"
+
+def _listed(value: Any) -> Any:
+    """``amx,avx2`` as a list."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+HEADER: Final = "network.h"
 
 
 class CpuTarget(Target):
-    """x86-64 processors, through TVM: one library per instruction set, one call per inference.
+    """x86-64 and AArch64 processors, through TVM: a library per instruction set, one call per inference.
 
-    ``isa`` is a level of instruction set or ``native``; ``mcpu`` an LLVM processor name, which
-    implies a level. ``batch`` samples are computed per call. A compiling process may take
+    ``isa`` lists levels of instruction sets, or ``native``: the artifact holds the network for each,
+    and takes the richest that the machine has when it is loaded. ``mcpu`` is an LLVM processor name,
+    which implies a level. ``batch`` samples are computed per call. A compiling process may take
     ``seconds`` of processor time and ``memory_mib`` of memory.
     """
 
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "tvm"
 
-    isa: str = "native"
+    isa: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("native",)
     mcpu: str | None = None
     batch: int = Field(default=1, ge=1, le=4096)
     seconds: int = Field(default=600, ge=1)
@@ -46,9 +54,9 @@ class CpuTarget(Target):
 
     @field_validator("isa")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ("native", *LEVELS):
-            raise ValueError(f"unknown instruction set '{value}'; known: native, {', '.join(LEVELS)}")
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in ("native", *LEVELS)]:
+            raise ValueError(f"unknown instruction set '{unknown[0]}'; known: native, {', '.join(LEVELS)}")
         return value
 
     @property
@@ -57,21 +65,16 @@ class CpuTarget(Target):
         return Capabilities(ops=ops, weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
-        isa = resolve(self.isa, self.mcpu)
-        ctx.progress("kernels", 0, 2)
-        network = assemble(lower(graph, self.batch), isa)
-        ctx.progress("kernels", 1, 2)
-        write_library(network, isa, self._started_compiler(ctx.threads), out / LIBRARY)
-        written = [LIBRARY, CONSTANTS, PROGRAM, REPORT]
-        if border := border_functions(graph):
-            unit = Unit(border, packed=True, floats=True)
-            self._started_compiler(ctx.threads).library([unit], ("__tvm_ffi_*",), isa, out / BORDER)
-            written.append(BORDER)
-        (out / CONSTANTS).write_bytes(network.constants)
-        (out / PROGRAM).write_bytes(describe(graph, network, isa, self.batch).to_bytes())
-        (out / REPORT).write_text(json.dumps([asdict(row) for row in network.report], indent=1) + "\n")
-        ctx.progress("kernels", 2, 2)
-        return [out / name for name in written]
+        levels = resolve_all(self.isa, self.mcpu)
+        compiler = self._started_compiler(ctx.threads)
+        built = []
+        for number, isa in enumerate(levels):
+            ctx.progress("kernels", number, len(levels))
+            built.append(_write_level(graph, isa, self.batch, compiler, out))
+        ctx.progress("kernels", len(levels), len(levels))
+        (out / PROGRAM).write_bytes(describe(graph, built, levels[0].machine, self.batch).to_bytes())
+        (out / HEADER).write_text(write_header(graph, self.batch, {v.type.numpy.name for v in bordered(graph)}))
+        return sorted(out.iterdir())
 
     def _started_compiler(self, processes: int) -> Compiler:
         """One compiler for all that this target builds: its processes load TVM once."""
@@ -80,25 +83,47 @@ class CpuTarget(Target):
         return self._compiler
 
 
+def _write_level(graph: Graph, isa: Isa, batch: int, compiler: Compiler, out: Path) -> Level:
+    """Write the files of one instruction set; constants that another one has already are not written again."""
+    network = assemble(lower(graph, batch), isa)
+    level = describe_level(network, isa, bool(bordered(graph)))
+    write_library(network, isa, compiler, out / level.library)
+    if level.border is not None:
+        functions = border_functions(graph)
+        compiler.library([Unit(functions, floats=True)], list(functions), isa, out / level.border)
+    (out / f"kernels-{isa.name}.json").write_text(json.dumps([asdict(row) for row in network.report], indent=1) + "\n")
+    for known in out.glob("constants-*.bin"):
+        if known.read_bytes() == network.constants:
+            return level.model_copy(update={"constants": known.name})
+    (out / level.constants).write_bytes(network.constants)
+    return level
+
+
 def write_library(network: Network, isa: Isa, compiler: Compiler, path: Path) -> None:
     """Compile and link ``network`` into ``path``. Raises TargetError."""
-    parts = [
-        *units(network.functions),
-        Unit(network.callers),
-        Unit(network.entries, packed=True),
-    ]
-    compiler.library(parts, (*network.callers, "__tvm_ffi_*"), isa, path)
+    parts = [*units(network.functions), Unit(network.callers)]
+    compiler.library(parts, list(network.callers), isa, path)
 
 
-def describe(graph: Graph, network: Network, isa: Isa, batch: int) -> Program:
-    """What the runtime must know of the library."""
-    return Program(
-        entry=ENTRY,
-        machine=isa.triple.partition("-")[0],
+def describe_level(network: Network, isa: Isa, border: bool = False) -> Level:
+    """What the runtime must know of one library."""
+    return Level(
         isa=isa.name,
         flags=tuple(sorted(isa.flags)),
-        batch=batch,
+        library=f"network-{isa.name}.so",
+        constants=f"constants-{isa.name}.bin",
+        border=f"border-{isa.name}.so" if border else None,
         arena=network.arena,
+    )
+
+
+def describe(graph: Graph, levels: Sequence[Level], machine: str, batch: int) -> Program:
+    """What the runtime must know of the network, whatever the instruction set."""
+    return Program(
+        entry=NETWORK,
+        machine=machine,
+        levels=tuple(levels),
+        batch=batch,
         inputs=tuple(_argument(v, batch) for v in graph.inputs),
         outputs=tuple(_argument(v, batch) for v in graph.outputs),
     )

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.ir.graph import Graph
+from qcc.runtime.levels import choose
 from qcc.runtime.tvm_network import Network
 from qcc_targets.cpu.compiler import Compiler
 from qcc_targets.cpu.isa import Isa, resolve
 from qcc_targets.cpu.lowering import lower
 from qcc_targets.cpu.network import assemble
-from qcc_targets.cpu.target import describe, write_library
+from qcc_targets.cpu.target import describe, describe_level, write_library
 
 
 def compile_and_run(
@@ -40,7 +41,9 @@ def compile_graph(graph: Graph, isa: str | Isa = "native", batch: int = 1, compi
     with tempfile.TemporaryDirectory(prefix="qcc-") as folder:
         path = Path(folder) / "network.so"
         write_library(network, level, compiler or Compiler(), path)
-        return Network(describe(graph, network, level, batch), path, np.frombuffer(network.constants, np.uint8))
+        found = describe_level(network, level)
+        program = describe(graph, [found], level.machine, batch)
+        return Network(program, choose(program), path, np.frombuffer(network.constants, np.uint8))
 
 
 def run(network: Network, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -78,7 +78,7 @@ class Trial:
         functions |= {f"r{i}": _repeated(f"k{i}", len(k.func.params)) for i, k in enumerate(self.kernels)}
         with tempfile.TemporaryDirectory(prefix="qcc-") as folder:
             path = Path(folder)
-            compile_object(tvm.IRModule(functions), self.isa.target(), False, path / "k.o")
+            compile_object(tvm.IRModule(functions), self.isa.target(), path / "k.o")
             subprocess.run(["ld", "-shared", "-o", str(path / "k.so"), str(path / "k.o")], check=True)
             self._library = ctypes.CDLL(str(path / "k.so"))
 

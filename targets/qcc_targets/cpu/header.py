@@ -1,0 +1,74 @@
+"""The C header of compiled libraries: for hosts without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from qcc.ir.graph import Graph, Value
+from qcc.ir.types import BATCH
+from qcc_targets.c.source import identifier
+
+_BORDER: Final = """\
+/* In the border library: codes of reals, exact where scale's multiplier has at most 24 bits. inverse is
+   1 / scale; low and high are the lowest and highest code less the zero point. *nan becomes 1 if x holds NaN. */
+void quantize_{type}(const float *x, {type}_t *codes, int64_t count, double inverse, double low, double high,
+                     int32_t zero_point, int32_t *nan);
+"""
+
+
+def write_header(graph: Graph, batch: int, quantized: Collection[str]) -> str:
+    """``network.h`` for the libraries of ``graph``; ``quantized`` are types that the border library makes."""
+    upper = identifier(graph.name).upper()
+    values = [*(("in", v) for v in graph.inputs), *(("out", v) for v in graph.outputs)]
+    declared = ", ".join(f"{'const ' if role == 'in' else ''}{_declared(role, v)}" for role, v in values)
+    return "\n".join(
+        [
+            f"/* The integer network {graph.name}, compiled by qcc. Arrays are dense, in this order of axes:",
+            *(f" *   {_described(role, v, batch)}" for role, v in values),
+            " * The libraries call nothing but each other: no runtime, no allocation, no files. */",
+            f"#ifndef QCC_{upper}_H",
+            f"#define QCC_{upper}_H",
+            "",
+            "#include <stdint.h>",
+            "",
+            *(line for v in (*graph.inputs, *graph.outputs) for line in _grid(v, upper)),
+            "",
+            "#ifdef __cplusplus",
+            'extern "C" {',
+            "#endif",
+            "",
+            "/* Stores the bytes of the file of constants, and of the memory that one call works in. */",
+            "void qcc_sizes(int64_t *constants, int64_t *arena);",
+            "",
+            f"/* One inference of {batch} sample(s). constants and arena start at multiples of 64 bytes; the arena",
+            "   belongs to one call at a time. On x86-64 with AMX, Linux must have been asked for its use. */",
+            f"void qcc_network({declared}, const void *constants, void *arena);",
+            "",
+            *(_BORDER.format(type=t) for t in sorted(quantized)),
+            "#ifdef __cplusplus",
+            "}",
+            "#endif",
+            "",
+            f"#endif /* QCC_{upper}_H */",
+            "",
+        ]
+    )
+
+
+def _declared(role: str, value: Value) -> str:
+    return f"{value.type.numpy.name}_t *{role}_{identifier(value.name)}"
+
+
+def _described(role: str, value: Value, batch: int) -> str:
+    shape = "x".join(str(batch if d == BATCH else d) for d in value.type.shape)
+    return f"{role}_{identifier(value.name)}: {value.type.numpy.name}_t [{shape}]"
+
+
+def _grid(value: Value, upper: str) -> list[str]:
+    """What the codes stand for: real = SCALE * (code - ZERO)."""
+    quant = value.type.quant
+    if quant is None:
+        return []
+    name = f"QCC_{upper}_{identifier(value.name).upper()}"
+    return [f"#define {name}_SCALE {float(quant.scale[0])!r}", f"#define {name}_ZERO {quant.zero_point}"]
