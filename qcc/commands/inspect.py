@@ -100,10 +100,10 @@ def _print(summary: dict[str, Any], artifact: Artifact | None) -> None:
 
 
 def _device_constants(artifact: Artifact) -> dict[str, int]:
-    """Bytes of constants, weights and all, by result, where the target reports them of its kernels."""
+    """Bytes of constants, weights and all, by result, of the richest instruction set that the target reports kernels of."""
     if "device/kernels.json" not in artifact.files:
         return {}
-    rows = json.loads(artifact.read("device/kernels.json"))
+    rows = next(iter(json.loads(artifact.read("device/kernels.json")).values()))
     return {row["result"]: row["constants"] for row in rows if row.get("constants")}
 
 

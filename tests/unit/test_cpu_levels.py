@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_a_fat_artifact_gives_the_same_bits_on_every_level(tmp_path: Path) -> No
     names = [isa.name for isa in available() if isa.name in ("generic", "avx2", "avx512", "amx")]
     graph = network()
     CpuTarget.model_validate({"isa": ",".join(names)}).build(graph, PassContext(), tmp_path)
+    assert list(json.loads((tmp_path / "kernels.json").read_text())) == names[::-1]
     fat = Program.from_bytes((tmp_path / PROGRAM).read_bytes())
     assert [found.isa for found in fat.levels] == names[::-1]
     inputs = {"x": np.random.default_rng(1).integers(0, 256, (2, 8, 6, 7)).astype(np.uint8)}

@@ -39,7 +39,7 @@ from qcc_targets.cpu.target import CpuTarget
 from qcc_targets.cpu.trial import compile_graph, run
 
 LIBRARY = "network-avx2.so"
-FILES = {LIBRARY, "constants-avx2.bin", "border-avx2.so", "kernels-avx2.json", PROGRAM, "network.h"}
+FILES = {LIBRARY, "constants-avx2.bin", "border-avx2.so", "kernels.json", PROGRAM, "network.h"}
 U8 = Quant(8, False, (Dyadic.of(0.1),), 3)
 
 

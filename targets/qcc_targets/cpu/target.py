@@ -30,6 +30,8 @@ def _listed(value: Any) -> Any:
 
 
 HEADER: Final = "network.h"
+REPORT: Final = "kernels.json"
+"""What became of every step, by instruction set, the richest first."""
 
 
 class CpuTarget(Target):
@@ -67,11 +69,14 @@ class CpuTarget(Target):
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         levels = resolve_all(self.isa, self.mcpu)
         compiler = self._started_compiler(ctx.threads)
-        built = []
+        built, report = [], {}
         for number, isa in enumerate(levels):
             ctx.progress("kernels", number, len(levels))
-            built.append(_write_level(graph, isa, self.batch, compiler, out))
+            network = assemble(lower(graph, self.batch), isa)
+            built.append(_write_level(graph, network, isa, compiler, out))
+            report[isa.name] = [asdict(row) for row in network.report]
         ctx.progress("kernels", len(levels), len(levels))
+        (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
         (out / PROGRAM).write_bytes(describe(graph, built, levels[0].machine, self.batch).to_bytes())
         (out / HEADER).write_text(write_header(graph, self.batch, {v.type.numpy.name for v in bordered(graph)}))
         return sorted(out.iterdir())
@@ -83,15 +88,13 @@ class CpuTarget(Target):
         return self._compiler
 
 
-def _write_level(graph: Graph, isa: Isa, batch: int, compiler: Compiler, out: Path) -> Level:
+def _write_level(graph: Graph, network: Network, isa: Isa, compiler: Compiler, out: Path) -> Level:
     """Write the files of one instruction set; constants that another one has already are not written again."""
-    network = assemble(lower(graph, batch), isa)
     level = describe_level(network, isa, bool(bordered(graph)))
     write_library(network, isa, compiler, out / level.library)
     if level.border is not None:
         functions = border_functions(graph)
         compiler.library([Unit(functions, floats=True)], list(functions), isa, out / level.border)
-    (out / f"kernels-{isa.name}.json").write_text(json.dumps([asdict(row) for row in network.report], indent=1) + "\n")
     for known in out.glob("constants-*.bin"):
         if known.read_bytes() == network.constants:
             return level.model_copy(update={"constants": known.name})
