@@ -53,7 +53,7 @@ def vnni_candidates(work: Contraction, isa: Isa) -> list[VnniBlocking]:
             cut = positions.tiles(work.shape, work.strides, rows)
             per_step = cut.rows * vectors * work.planes
             unrolled, group = max(1, 288 // per_step), max(1, 48 // per_step)
-            for inside in (True, False):
+            for inside in (True,) if work.packing else (True, False):  # packed weights are unpacked once per group
                 found.append(VnniBlocking(cut, channels, work.outputs, inside, unrolled, group))
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcc_targets.cpu.isa import Isa
-from qcc_targets.cpu.kernel import Kernel, Pointers, Site, pack, primitive
+from qcc_targets.cpu.kernel import ALIGN, Kernel, Pointers, Site, pack, primitive
 from qcc_targets.cpu.simd import emit
 from qcc_targets.cpu.simd.blocking_vnni import VnniBlocking
 from qcc_targets.cpu.simd.contraction import Contraction, channel_blocks, pack_weights
@@ -24,6 +24,9 @@ from qcc_targets.cpu.simd.lowbit_panel import Panel
 STEP = 4
 """Bytes of depth per product."""
 
+UNPACKED_TILES = 3
+"""Tiles of positions from which on unpacking weights beforehand, to scratch, is faster than at each tile."""
+
 STREAMED_BYTES = 1 << 20
 """Weights from which on a product with one tile of positions is held to read them from memory."""
 
@@ -35,10 +38,11 @@ def build(site: Site, isa: Isa, work: Contraction, blocking: VnniBlocking) -> Ke
 
 @dataclass(frozen=True, slots=True)
 class _Operands:
-    """The buffers of a kernel."""
+    """The buffers of a kernel; ``packed`` is what ``weights`` are unpacked from, if they are beforehand."""
 
     tensors: tuple[Memory, ...]
     weights: Memory
+    packed: Memory
     constants: Memory
     starts: Memory
     runs: Memory
@@ -73,8 +77,25 @@ class _Template:
         return self.blocking.channels // self.dot.lanes
 
     @property
-    def panel(self) -> Panel:
+    def stored(self) -> Panel:
+        """The weights as the constants hold them."""
         return Panel(self.dot, self.vectors, self.work.packing)
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether packed weights are unpacked once per block of channels, not at every tile of positions."""
+        return self.work.packing is not None and self.blocking.tiles.count >= UNPACKED_TILES
+
+    @property
+    def panel(self) -> Panel:
+        """The weights as tiles of positions read them."""
+        return Panel(self.dot, self.vectors, None) if self.unpacks else self.stored
+
+    @property
+    def run_records(self) -> int:
+        """Records of ``panel`` from the beginning of one run to that of the next."""
+        records = self.stored.records(self.steps)
+        return records * self.stored.steps if self.unpacks else records
 
     @property
     def streamed(self) -> bool:
@@ -90,12 +111,14 @@ class _Template:
         b, block, lanes = self.blocking, self.block, self.dot.lanes
         channels = channel_blocks(self.work.outputs, b.channels)
         columns = block.columns(channels).reshape(len(channels), -1, lanes)
-        weights = self.panel.pack(pack_weights(self.work.runs, STEP, columns)[:, :, :, 0], len(self.work.runs))
+        weights = self.stored.pack(pack_weights(self.work.runs, STEP, columns)[:, :, :, 0], len(self.work.runs))
         starts = np.where(columns < 0, 0, self.work.requant.start[np.maximum(columns, 0)]).astype(np.int32)
         offsets = np.array([r.offset for r in self.work.runs], np.int32)
         begins = np.zeros(0, np.int32) if self.work.begin is None else block.begins(self.work.begin, channels)
         blob, at = pack(weights, block.constants(channels), starts, offsets, begins)
         site, split = self.site, self.work.split
+        unpacked = -(-split.size // ALIGN) * ALIGN if split else 0
+        scratch = self.panel.size * self.vectors * self.run_records * len(self.work.runs) if self.unpacks else 0
 
         def body(pointers: Pointers) -> None:
             views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
@@ -107,26 +130,33 @@ class _Template:
                 x = planes
             operands = _Operands(
                 (x, *others),
-                emit.memory(pointers.constants, self.panel.dtype, offset=at[0]),
+                emit.memory(pointers.scratch, self.panel.dtype, offset=unpacked)
+                if self.unpacks
+                else emit.memory(pointers.constants, self.panel.dtype, offset=at[0]),
+                emit.memory(pointers.constants, self.stored.dtype, offset=at[0]),
                 emit.memory(pointers.constants, "int64", offset=at[1]),
                 emit.memory(pointers.constants, "int32", offset=at[2]),
                 emit.memory(pointers.constants, "int32", offset=at[3]),
                 emit.memory(pointers.constants, "int32", offset=at[4]),
             )
             outer, inner = (b.column_blocks, b.tiles.count) if b.positions_inside else (b.tiles.count, b.column_blocks)
-            with emit.loop(outer) as first, emit.loop(inner) as second:
-                tile, column = (second, first) if b.positions_inside else (first, second)
-                self._tile(operands, tile, column)
+            with emit.loop(outer) as first:
+                if self.unpacks:
+                    records = len(self.work.runs) * self.stored.records(self.steps)
+                    self.stored.unpack(operands.packed, first * records, records, operands.weights)
+                with emit.loop(inner) as second:
+                    tile, column = (second, first) if b.positions_inside else (first, second)
+                    self._tile(operands, tile, column)
 
         func = primitive(site.inputs, site.output, body, plain=True)
-        name = f"{site.op.kind[1:]}.{self.isa.name}[{b}{self.panel}]"
-        return Kernel(name, func, blob, split.size if split else 0)
+        name = f"{site.op.kind[1:]}.{self.isa.name}[{b}{self.stored}]"
+        return Kernel(name, func, blob, unpacked + scratch)
 
     def _tile(self, operands: _Operands, tile: Expr, column: Expr) -> None:
         b = self.blocking
         base = emit.bind(b.tiles.base(0, tile) + self.work.starts[0])
-        records = self.panel.records(self.steps)
-        panel = column * (len(self.work.runs) * records)
+        records = self.run_records
+        panel = 0 if self.unpacks else column * (len(self.work.runs) * records)
         acc = self._begin(operands, column)
         if self.steps * len(self.work.runs) <= b.unrolled:
             for number, run in enumerate(self.work.runs):
@@ -162,7 +192,7 @@ class _Template:
         whole, rest = divmod(self.steps, group)
         with emit.loop(len(self.work.runs)) as run:
             first = emit.bind(base + emit.scalar(operands.runs, run)) if len(self.work.runs) > 1 else base
-            weight = emit.bind(panel + run * self.panel.records(self.steps))
+            weight = emit.bind(panel + run * self.run_records)
             if whole:
                 with emit.loop(whole) as number:
                     steps(first + number * (STEP * group), weight + number * self.panel.records(group), group)

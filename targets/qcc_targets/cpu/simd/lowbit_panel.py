@@ -63,8 +63,7 @@ class Panel:
             return self.dot.load(source, (record + step) * self.vectors + vector)
         ahead, number = divmod(step, self.steps)
         index = (record + ahead) * self.vectors + vector
-        halves = (None,) if self.dot.vnni else (0, 1)
-        return tuple(self.packing.load(source, index, number, self.dot.size(), half) for half in halves)
+        return tuple(self.packing.load(source, index, number, self.dot.size(), half) for half in self._halves)
 
     @property
     def size(self) -> int:
@@ -80,6 +79,24 @@ class Panel:
         first = (record + step // self.steps) * (self.vectors * self.size // itemsize)
         for line in range(0, self.vectors * self.size, ALIGN):
             emit.prefetch(source, first + (AHEAD_BYTES + line) // itemsize)
+
+    def unpack(self, source: Memory, first: Expr, count: int, target: Memory) -> None:
+        """Write ``count`` records from ``first`` on, which are packed, to ``target`` as steps of whole bytes."""
+        if self.packing is None:
+            raise ValueError("these weights are not packed")
+        size, halves = self.dot.size(), self._halves
+        each = size // len(halves)
+        with emit.loop(count) as record, emit.loop(self.vectors) as vector:
+            index = emit.bind((first + record) * self.vectors + vector)
+            for number in range(self.steps):
+                start = emit.bind(((record * self.steps + number) * self.vectors + vector) * size)
+                for at, half in enumerate(halves):
+                    value = self.packing.load(source, index, number, size, half)
+                    emit.store(target, start + at * each, value, each)
+
+    @property
+    def _halves(self) -> tuple[int | None, ...]:
+        return (None,) if self.dot.vnni else (0, 1)
 
     def __str__(self) -> str:
         return f", {self.packing.bits} bits" if self.packing else ""
