@@ -9,23 +9,21 @@ squares have the expectation |J_e|^2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcc.errors import PassError
 from qcc.frontend.export import export_onnx
-from qcc.ir.build import GraphBuilder
-from qcc.ir.graph import Graph, Op, Value
+from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.ort import OrtModel
+from qcc_passes.backward import Backward
 from qcc_passes.calibrate_probe import sampling_step
 from qcc_passes.histogram import Histogram
-from qcc_passes.vjp import unclamped, vjp
 
 Array = NDArray[Any]
 
@@ -33,80 +31,6 @@ _BUDGET: Final = 128 << 20
 """Bytes of activations that are held at once."""
 
 _SAMPLES_PER_VALUE: Final = 1 << 19
-
-
-class Backward:
-    """Reverse-mode differentiation of a FLOAT graph; the costly convolutions run in onnxruntime."""
-
-    def __init__(self, graph: Graph, threads: int) -> None:
-        self._graph = graph
-        self._threads = threads
-        self._constants = {o.result.name: o.array for o in graph.ops if o.kind == "constant"}
-        self._convs = {o.result.name: m for o in graph.ops if (m := self._reversed(o)) is not None}
-
-    def cotangents(self, values: Mapping[str, Array], seeds: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-        """The cotangent of each value that the seeded ones depend on, last values first.
-
-        Nothing is given for values that also reach a seed through an operation without a derivative.
-        """
-        grads = dict(seeds)
-        broken: set[str] = set()
-        for o in reversed(self._graph.ops):
-            name = o.result.name
-            if o.kind == "constant" or (name not in grads and name not in broken):
-                continue
-            operands = [v.name for v in o.operands if v.name not in self._constants and v.type.dtype == "f32"]
-            if name in broken:
-                broken.update(operands)
-                continue
-            grad = grads.pop(name)
-            yield name, grad
-            try:
-                parts = self._vjp(o, values, grad)
-            except PassError:
-                broken.update(operands)
-                continue
-            for v, part in zip(o.operands, parts, strict=True):
-                if part is not None and v.name in operands:
-                    grads[v.name] = grads[v.name] + part if v.name in grads else part
-        yield from ((v.name, grads[v.name]) for v in self._graph.inputs if v.name in grads and v.name not in broken)
-
-    def _vjp(self, o: Op, values: Mapping[str, Array], grad: Array) -> list[Array | None]:
-        """The operands' cotangents from that of the result. Raises PassError where there is no derivative."""
-        if (reverse := self._convs.get(o.result.name)) is not None:
-            grad = unclamped(o, values[o.result.name], grad)
-            (dx,) = reverse.run({"grad": np.ascontiguousarray(grad)}).values()
-            return [dx, None, None, *([grad] if len(o.operands) == 4 else [])]
-        operands = [self._constants[v.name] if v.name in self._constants else values[v.name] for v in o.operands]
-        return list(vjp(o, operands, values[o.result.name], grad))
-
-    def _reversed(self, o: Op) -> OrtModel | None:
-        """A convolution's adjoint for x: that of the dilated cotangent with flipped weights.
-
-        None for other operations, and where more is padded than the kernel reaches.
-        """
-        if o.kind != "conv2d" or o.operands[1].name not in self._constants:
-            return None
-        w = self._constants[o.operands[1].name]
-        groups, strides, dilations = o.int_attr("groups"), o.ints_attr("strides"), o.ints_attr("dilations")
-        size, kernel = o.operands[0].type.shape[2:], w.shape[2:]
-        before = [d * (k - 1) - p for d, k, p in zip(dilations, kernel, o.ints_attr("pads"), strict=False)]
-        dilated = [(n - 1) * s + 1 for n, s in zip(o.result.type.shape[2:], strides, strict=True)]
-        after = [
-            n + d * (k - 1) - g - b for n, d, k, g, b in zip(size, dilations, kernel, dilated, before, strict=True)
-        ]
-        if min(*before, *after) < 0:
-            return None
-        b = GraphBuilder("adjoint")
-        grad = b.input("grad", (BATCH, *o.result.type.shape[1:]))
-        if strides != (1, 1):
-            grad = b.op("dilate2d", [grad], factors=strides)
-        swapped = w.reshape(groups, -1, *w.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
-        kernels = b.constant(swapped.reshape(-1, *swapped.shape[2:]))
-        bias = b.constant(np.zeros(kernels.type.shape[0], np.float32))
-        pads = (*before, *after)
-        dx = b.op("conv2d", [grad, kernels, bias], groups=groups, strides=(1, 1), dilations=dilations, pads=pads)
-        return OrtModel(export_onnx(b.graph([dx])), threads=self._threads)
 
 
 def weigh(graph: Graph, images: int, seen: Mapping[str, Histogram], ctx: PassContext) -> dict[str, Histogram]:

@@ -3,89 +3,125 @@
 With L the mean over samples of KL(p_fp32 || p_theta), the Hessian at theta = fp32 equals the
 generalized Gauss-Newton matrix J^T S J, S = diag(p) - p p^T: no labels are needed, and one
 backward pass of a random cotangent c with E[c c^T] = S gives an unbiased probe of its trace.
-Outputs that are no logits take S = diag(1/variance).
+Outputs that are no logits take S = diag(1/variance); several outputs add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcc.errors import PassError
-from qcc.ir.graph import Graph, live
+from qcc.frontend.export import export_onnx
+from qcc.ir.graph import Graph, Op, rewrite
+from qcc.ir.graph import constant as constant_op
+from qcc.passmgr.facts import CalibrationData
 from qcc.verify.interp import RULES
-from qcc_passes.layers import Layer, layers
-from qcc_passes.vjp import backward
+from qcc.verify.ort import OrtModel
+from qcc_passes.backward import Backward
+from qcc_passes.head import Head, softmax
 
 Array = NDArray[Any]
-Inputs = Mapping[str, Array]
+Arrays = Mapping[str, Array]
+
+LossGradient = Callable[[Arrays], dict[str, Array]]
+"""The cotangents of the mean loss, at the outputs, from these."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The output that sensitivity is measured at: logits over the last axis, or plain numbers."""
+class Network:
+    """A headed FLOAT graph that runs forwards and backwards, both by onnxruntime where it can."""
 
-    graph: Graph
-    output: str
-    logits: bool
+    def __init__(self, top: Head, threads: int, weights: Arrays | None = None) -> None:
+        """``weights`` replace constants of their names."""
+        graph = with_constants(top.graph, weights) if weights else top.graph
+        kept = [o.result.name for o in graph.ops if o.kind != "constant" and o.result.type.dtype == "f32"]
+        self.top = top
+        self._forward = OrtModel(export_onnx(graph, keep=kept), threads=threads)
+        self._backward = Backward(graph, threads)
+
+    def values(self, inputs: Arrays) -> dict[str, Array]:
+        """Every real value on ``inputs``, these included, by name; constants are not among them."""
+        return {**inputs, **self._forward.run(inputs)}
+
+    def walk(self, values: Arrays, seeds: Arrays) -> Iterator[tuple[Op, Array, Array]]:
+        """See ``Backward.walk``."""
+        return self._backward.walk(values, seeds)
+
+    def gradients(self, values: Arrays, seeds: Arrays) -> dict[str, Array]:
+        """Gradients of all layers' weights, by name, summed over the samples. Raises PassError."""
+        return self._backward.weight_gradients(values, seeds, [layer.weight for layer in self.top.layers])
 
 
-def head(graph: Graph) -> Head:
-    """The graph cut off before a final softmax or argmax, and what kind of output it then has.
+def with_constants(graph: Graph, arrays: Arrays) -> Graph:
+    """``graph`` with other contents in the constants that ``arrays`` names."""
+    return rewrite(
+        graph, lambda o: [constant_op(o.result.name, arrays[o.result.name])] if o.result.name in arrays else None
+    )
 
-    Raises PassError for a graph with several outputs or none that depends on a layer.
+
+def gauss_newton_cotangents(top: Head, outputs: Arrays, spread: Arrays, rng: np.random.Generator) -> dict[str, Array]:
+    """Random c with E[c c^T] = S per sample: sqrt(p) u - p (sqrt(p)^T u), u Rademacher."""
+    seeds = {}
+    for name, axis in top.axes.items():
+        output = outputs[name]
+        u = rng.choice(np.array([-1.0, 1.0]), size=output.shape)
+        if axis is None:
+            seeds[name] = (u / spread[name]).astype(output.dtype)
+        else:
+            p = softmax(output, axis)
+            root = np.sqrt(p)
+            seeds[name] = (root * u - p * (root * u).sum(axis=axis, keepdims=True)).astype(output.dtype)
+    return seeds
+
+
+def whitened(top: Head, outputs: Arrays, deltas: Arrays, spread: Arrays) -> Array:
+    """B delta with B^T B = S for every sample, [N, outputs]: its squared norm is twice the second-order KL."""
+    rows = []
+    for name, axis in top.axes.items():
+        delta = deltas[name].astype(np.float64)
+        if axis is None:
+            white = delta / spread[name]
+        else:
+            p = softmax(outputs[name].astype(np.float64), axis)
+            white = np.sqrt(p) * (delta - (p * delta).sum(axis=axis, keepdims=True))
+        rows.append(white.reshape(len(white), -1))
+    return np.concatenate(rows, axis=1)
+
+
+def output_spread(top: Head, data: CalibrationData, model: OrtModel, size: int, limit: int) -> dict[str, Array]:
+    """Standard deviation of each element of the outputs that are no logits, over samples; 1 where it never changes.
+
+    ``model`` computes the outputs.
     """
-    if len(graph.outputs) != 1:
-        names = ", ".join(v.name for v in graph.outputs)
-        raise PassError(f"sensitivity takes a graph with one output; this one has {names}")
-    made_by = {o.result.name: o for o in graph.ops}
-    value = graph.outputs[0]
-    ended = False
-    while (o := made_by.get(value.name)) is not None and o.kind in ("softmax", "argmax"):
-        value, ended = o.operands[0], True
-    cut = replace(graph, ops=live(graph.ops, (value,)), outputs=(value,))
-    classes = value.type.shape[-1] if value.type.rank else 1
-    return Head(cut, value.name, ended or (value.type.rank == 2 and classes > 1))
-
-
-def softmax(logits: Array) -> Array:
-    """Probabilities over the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Array = shifted / shifted.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def gauss_newton_cotangent(top: Head, output: Array, spread: Array, rng: np.random.Generator) -> Array:
-    """A random c with E[c c^T] = S per sample: sqrt(p) u - p (sqrt(p)^T u), u Rademacher."""
-    u = rng.choice(np.array([-1.0, 1.0]), size=output.shape)
-    if not top.logits:
-        return (u / spread).astype(output.dtype)
-    p = softmax(output)
-    root = np.sqrt(p)
-    c: Array = root * u - p * (root * u).sum(axis=-1, keepdims=True)
-    return c.astype(output.dtype)
-
-
-def probe_gauss_newton(
-    top: Head, inputs: Inputs, spread: Array, probes: int, rng: np.random.Generator
-) -> dict[str, list[float]]:
-    """Per layer, ``probes`` unbiased estimates of the trace of this batch's summed Gauss-Newton block."""
-    values = run(top.graph, inputs)
-    names = {layer.weight: layer.name for layer in layers(top.graph)}
-    found: dict[str, list[float]] = {name: [] for name in names.values()}
-    for _ in range(probes):
-        seed = gauss_newton_cotangent(top, values[top.output], spread, rng)
-        for weight, grad in backward(top.graph, values, {top.output: seed}, names).items():
-            found[names[weight]].append(float(np.square(grad, dtype=np.float64).sum()))
+    plain = [name for name, axis in top.axes.items() if axis is None]
+    if not plain:
+        return {}
+    outputs = [model.run(inputs) for inputs in top.batches(data, size, limit)]
+    found = {}
+    for name in plain:
+        deviation = np.concatenate([o[name] for o in outputs]).std(axis=0, dtype=np.float64)
+        found[name] = np.where(deviation > 0, deviation, 1.0)
     return found
 
 
-def run(graph: Graph, inputs: Inputs, weights: Inputs | None = None) -> dict[str, Array]:
-    """Every value of a FLOAT graph, by name, in the precision of ``inputs`` (float32 or float64).
+def probe_gauss_newton(
+    network: Network, inputs: Arrays, spread: Arrays, probes: int, rng: np.random.Generator
+) -> dict[str, Array]:
+    """Per layer, ``probes`` unbiased estimates of the trace of this batch's summed Gauss-Newton block."""
+    values = network.values(inputs)
+    names = {layer.weight: layer.name for layer in network.top.layers}
+    found = {name: np.zeros(probes) for name in names.values()}
+    for probe in range(probes):
+        seeds = gauss_newton_cotangents(network.top, values, spread, rng)
+        for weight, grad in network.gradients(values, seeds).items():
+            found[names[weight]][probe] = float(np.square(grad, dtype=np.float64).sum())
+    return found
+
+
+def run(graph: Graph, inputs: Arrays, weights: Arrays | None = None) -> dict[str, Array]:
+    """Every value of a FLOAT graph by numpy, in the precision of ``inputs`` (float32 or float64).
 
     ``weights`` replaces constants, in their own precision.
     """
@@ -100,51 +136,45 @@ def run(graph: Graph, inputs: Inputs, weights: Inputs | None = None) -> dict[str
     return values
 
 
-LossGradient = Callable[[Array], Array]
-"""The cotangent of the mean loss at an output."""
+def cross_entropy_gradient(output: str, labels: Array) -> LossGradient:
+    """d/dz of the mean cross-entropy of logits z [N, classes] against integer labels."""
 
-
-def cross_entropy_gradient(labels: Array) -> LossGradient:
-    """d/dz of the mean cross-entropy of logits z against integer labels."""
-
-    def gradient(z: Array) -> Array:
-        p = softmax(z)
+    def gradient(outputs: Arrays) -> dict[str, Array]:
+        p = softmax(outputs[output], -1)
         p[np.arange(len(labels)), labels] -= 1
-        return p / len(labels)
+        return {output: p / len(labels)}
 
     return gradient
 
 
-def kl_gradient(reference: Array) -> LossGradient:
+def kl_gradient(output: str, reference: Array) -> LossGradient:
     """d/dz of the mean KL(softmax(reference) || softmax(z)); its Hessian at z = reference is S."""
 
-    def gradient(z: Array) -> Array:
-        difference: Array = (softmax(z) - softmax(reference)) / len(z)
-        return difference
+    def gradient(outputs: Arrays) -> dict[str, Array]:
+        z = outputs[output]
+        return {output: (softmax(z, -1) - softmax(reference, -1)) / len(z)}
 
     return gradient
 
 
 def hessian_vector(
-    top: Head, inputs: Inputs, loss: LossGradient, direction: Mapping[str, Array], step: float
+    top: Head, inputs: Arrays, loss: LossGradient, direction: Arrays, step: float, threads: int = 1
 ) -> dict[str, Array]:
     """H v for the mean loss, by central differences of the gradient along ``direction``.
 
-    ``direction`` maps weights to arrays of their shapes; the result has the same keys.
+    ``direction`` maps weights to arrays of their shapes; the result has the same keys. Computed in
+    the precision of ``inputs``: onnxruntime's for float32, numpy's for float64.
     """
-    ends = []
     precision = next(iter(inputs.values())).dtype
     arrays = {o.result.name: o.array for o in top.graph.ops if o.kind == "constant"}
+    ends = []
     for sign in (1.0, -1.0):
         moved = {n: (arrays[n] + sign * step * v).astype(precision) for n, v in direction.items()}
-        values = run(top.graph, inputs, moved)
-        ends.append(backward(top.graph, values, {top.output: loss(values[top.output])}, direction))
+        if precision == np.float64:
+            values = run(top.graph, inputs, moved)
+            ends.append(Backward(top.graph, threads).weight_gradients(values, loss(values), direction))
+        else:
+            network = Network(top, threads, moved)
+            values = network.values(inputs)
+            ends.append(network.gradients(values, loss(values)))
     return {name: (ends[0][name] - ends[1][name]) / (2 * step) for name in direction}
-
-
-def weight_layers(top: Head) -> tuple[Layer, ...]:
-    """The layers that the output depends on. Raises PassError when there is none."""
-    found = layers(top.graph)
-    if not found:
-        raise PassError("the graph has no conv2d or dense with constant weights, so there are no bits to choose")
-    return found

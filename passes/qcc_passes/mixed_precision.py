@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from qcc.errors import ConfigError, PassError
-from qcc.ir.graph import Graph, Stage, constants
+from qcc.errors import ConfigError
+from qcc.ir.graph import Graph, Stage
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc_passes.assignment import Assignment, Choice, Group, assign
-from qcc_passes.curvature import Head, head, run, softmax, weight_layers
+from qcc.passmgr.latency import LatencyTable
+from qcc_passes.assignment import DROP, Assignment, Group, assign
+from qcc_passes.candidates import Candidate, Candidates
+from qcc_passes.costs import LATENCY
 from qcc_passes.facts import BitPlan
-from qcc_passes.layers import Layer
-from qcc_passes.perturbation import Perturbations, whitened
-from qcc_passes.rounding import nearest, search_scale
-from qcc_passes.sensitivity import Sensitivity, output_spread
+from qcc_passes.head import Head, head, held_out_part, samples_in
+from qcc_passes.scene import DEFAULT_BITS, Program, Scene
+from qcc_passes.scoring import Scorer
 
-Objective = Literal["pairwise", "separate", "curvature"]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One assignment and what it costs; ``kl`` is measured on held-out data, nats per sample."""
-
-    objective: Objective
-    weight_bits: Mapping[str, int]
-    value: float
-    gap: float
-    costs: Mapping[str, float]
-    kl: float
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """All that was tried, best first."""
-
-    tried: tuple[Candidate, ...]
+Objective = Literal["pairwise", "separate", "labels", "curvature", "uniform"]
 
 
 class MixedPrecision(Pass):
-    """Choose weight bits per layer: least sensitivity within budgets, the best of several by true KL.
+    """Choose bits per layer: least sensitivity within budgets, the best of several by true KL.
 
-    ``budgets`` bounds ``size`` (bytes of packed weights), ``bits`` (average per weight) and
-    ``bops`` (multiply-accumulates times weight bits times activation bits, per sample), together.
-    Every objective whose fact has been measured yields a candidate: ``curvature`` (HAWQ-V2's
-    Omega), ``separate`` (each layer's own perturbation) and ``pairwise`` (with the inter-layer terms).
+    ``budgets`` bounds, together, ``size`` (bytes of packed weights), ``bits`` (average per weight),
+    ``bops`` (multiply-accumulates times weight bits times activation bits, per sample), ``latency``
+    (seconds per call, from a measured table), ``peak_memory`` (bytes of activations, per sample) and
+    ``drop`` (predicted KL, nats per sample). ``minimize`` names what is made small within them: ``drop``,
+    or a cost.
+
+    Every objective that has been measured yields a candidate: ``curvature`` (HAWQ-V2's Omega, one for
+    each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
+    terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all). The one whose true KL on
+    held-out calibration data is least is kept.
     """
 
     name: ClassVar[str] = "mixed-precision"
@@ -62,143 +46,105 @@ class MixedPrecision(Pass):
     gives: ClassVar[tuple[type, ...]] = (BitPlan, Candidates)
 
     budgets: dict[str, float] = Field(min_length=1)
+    minimize: str = DROP
     weight_bits: tuple[int, ...] = Field(default=(2, 3, 4, 5, 6, 8), min_length=1)
-    activation_bits: int = Field(default=8, ge=2, le=8)
+    activation_bits: tuple[int, ...] = Field(default=(DEFAULT_BITS,), min_length=1)
     keep: dict[str, int] = Field(default_factory=dict, description="layers whose bits are given")
     ends: int | None = Field(default=8, ge=2, le=8, description="bits of the first and last layer; null: free")
-    objectives: tuple[Objective, ...] = Field(default=("pairwise", "separate", "curvature"), min_length=1)
-    held_out: int = Field(default=64, ge=1, description="last calibration samples, kept for scoring")
+    objectives: tuple[Objective, ...] = Field(
+        default=("pairwise", "separate", "labels", "curvature", "uniform"), min_length=1
+    )
+    held_out: float = Field(default=0.25, gt=0, lt=1, description="share of the calibration data, for scoring")
+    cuts: int = Field(default=60, ge=1, description="tangent planes of the pairwise objective, at most")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """Puts the best plan into the context. Raises ConfigError on budgets or layers that do not fit."""
         top = head(graph)
-        found = weight_layers(top)
-        widths = self._widths(found, ctx)
-        arrays = {k: v for k, v in constants(top.graph).items() if k in {layer.weight for layer in found}}
-        rounded = {
-            (layer.name, bits): round_plainly(arrays[layer.weight], bits)
-            for layer in found
-            for bits in widths[layer.name]
-        }
-        programs = self._programs(found, widths, arrays, rounded, ctx)
-        scorer = Scorer.of(top, ctx.facts.get(CalibrationData), self.held_out)
-        tried: list[Candidate] = []
-        for done, (objective, groups, gram) in enumerate(programs, 1):
-            solved = assign(groups, self.budgets, gram)
-            bits = {g.name: g.choices[p].weight_bits for g, p in zip(groups, solved.picks, strict=True)}
-            weights = {layer.weight: rounded[layer.name, bits[layer.name]] for layer in found}
-            tried.append(_candidate(objective, bits, solved, scorer.kl(weights)))
-            ctx.progress(self.name, done, len(programs))
-        tried.sort(key=lambda c: c.kl)
-        best = tried[0]
+        if LATENCY in self.budgets and ctx.facts.find(LatencyTable) is None:
+            raise ConfigError("mixed-precision: a budget for latency needs a measured table: pass --latency")
+        scene = Scene.of(top, self.widths(top, ctx), self.site_widths(ctx), ctx)
+        programs = scene.programs(self.objectives, ctx)
+        tried: dict[tuple[Any, ...], Candidate] = {}
+        scorer = Scorer.of(top, held_out_part(ctx.facts.get(CalibrationData), self.held_out), ctx.threads)
+        for done, (objective, solved) in enumerate(self._solved(scene, programs), 1):
+            bits = scene.weight_bits(solved)
+            key = (tuple(bits.items()), tuple(scene.activation_bits(solved).items()))
+            if key not in tried:
+                tried[key] = _candidate(objective, scene, solved, scorer)
+            ctx.progress(self.name, done, len(programs) + ("uniform" in self.objectives))
+        ranked = sorted(tried.values(), key=lambda c: c.kl)
+        best = ranked[0]
         ctx.log.info("mixed-precision: %s wins with KL %.3g", best.objective, best.kl)
-        ctx.facts.put(Candidates(tuple(tried)))
-        ctx.facts.put(BitPlan(best.weight_bits, {}))
+        samples = sum(map(samples_in, scorer.batches))
+        ctx.facts.put(Candidates(tuple(ranked), scene.facts(programs), self.budgets, self.minimize, samples))
+        ctx.facts.put(BitPlan(best.weight_bits, scene.by_value(best.activation_bits)))
         return graph
 
-    def _widths(self, found: Sequence[Layer], ctx: PassContext) -> dict[str, tuple[int, ...]]:
-        """The widths that each layer may take. Raises ConfigError."""
+    def _solved(self, scene: Scene, programs: Sequence[Program]) -> Iterable[tuple[str, Assignment]]:
+        """Each program's solution, and the uniform one where there is one."""
+        for program in programs:
+            groups = scene.groups(program)
+            gram = None if program.perturbations is None else program.perturbations.of(scene.options(groups)) / 2
+            yield program.objective, assign(groups, self.budgets, gram, self.minimize, self.cuts)
+        if "uniform" in self.objectives and programs:
+            groups = scene.groups(programs[0])
+            if (found := uniform(groups, self.budgets)) is not None:
+                yield "uniform", found
+
+    def widths(self, top: Head, ctx: PassContext) -> dict[str, tuple[int, ...]]:
+        """The weight widths that each layer may take. Raises ConfigError."""
         able = sorted(set(self.weight_bits) & ctx.capabilities.weight_bits)
         if not able:
             have = ", ".join(map(str, sorted(ctx.capabilities.weight_bits)))
             raise ConfigError(f"mixed-precision: the target has weights of {have} bits, none of which is asked for")
-        names = [layer.name for layer in found]
+        names = [layer.name for layer in top.layers]
         if unknown := sorted(set(self.keep) - set(names)):
             raise ConfigError(f"mixed-precision: no layer '{unknown[0]}' to keep; layers: {', '.join(names)}")
+        if foreign := sorted(set(self.keep.values()) - ctx.capabilities.weight_bits):
+            raise ConfigError(f"mixed-precision: {foreign[0]} bits to keep, which the target's weights do not have")
         widths = {name: tuple(able) for name in names}
         if self.ends is not None:
             widths[names[0]] = widths[names[-1]] = (self.ends,)
         return widths | {name: (bits,) for name, bits in self.keep.items()}
 
-    def _programs(
-        self,
-        found: Sequence[Layer],
-        widths: Mapping[str, tuple[int, ...]],
-        arrays: Mapping[str, NDArray[np.float32]],
-        rounded: Mapping[tuple[str, int], NDArray[np.float32]],
-        ctx: PassContext,
-    ) -> list[tuple[Objective, list[Group], NDArray[np.float64] | None]]:
-        """One program per objective whose fact is there. Raises PassError when none is."""
-        options = [(layer.name, bits) for layer in found for bits in widths[layer.name]]
-        programs: list[tuple[Objective, list[Group], NDArray[np.float64] | None]] = []
-        curvature, perturbed = ctx.facts.find(Sensitivity), ctx.facts.find(Perturbations)
-        for objective in self.objectives:
-            if objective == "curvature" and curvature is not None:
-                omega = {
-                    (layer.name, b): curvature.curvature[layer.name]
-                    * float(np.square(rounded[layer.name, b] - arrays[layer.weight], dtype=np.float64).sum())
-                    for layer in found
-                    for b in widths[layer.name]
-                }
-                programs.append((objective, self._groups(found, widths, omega), None))
-            elif objective != "curvature" and perturbed is not None:
-                gram = perturbed.of(options)
-                own = dict(zip(options, np.diag(gram).tolist(), strict=True))
-                pairs = gram if objective == "pairwise" else None
-                programs.append((objective, self._groups(found, widths, own), pairs))
-        if not programs:
-            raise PassError(
-                "mixed-precision needs sensitivities: run sensitivity-gauss-newton or -perturbation before it"
-            )
-        return programs
-
-    def _groups(
-        self,
-        found: Sequence[Layer],
-        widths: Mapping[str, tuple[int, ...]],
-        sensitivity: Mapping[tuple[str, int], float],
-    ) -> list[Group]:
-        weights = sum(layer.parameters for layer in found)
-        groups = []
-        for layer in found:
-            choices = []
-            for bits in widths[layer.name]:
-                costs = {
-                    "size": float(math.ceil(layer.parameters * bits / 8)),
-                    "bits": layer.parameters * bits / weights,
-                    "bops": float(layer.macs * bits * self.activation_bits),
-                }
-                choices.append(Choice(bits, self.activation_bits, sensitivity[layer.name, bits], costs))
-            groups.append(Group(layer.name, tuple(choices)))
-        return groups
+    def site_widths(self, ctx: PassContext) -> tuple[int, ...]:
+        """The widths that activations may take; none where only the default is asked for. Raises ConfigError."""
+        if self.activation_bits == (DEFAULT_BITS,):
+            return ()
+        able = tuple(sorted(set(self.activation_bits) & ctx.capabilities.activation_bits))
+        if not able:
+            have = ", ".join(map(str, sorted(ctx.capabilities.activation_bits)))
+            raise ConfigError(f"mixed-precision: the target has activations of {have} bits, none of which is asked for")
+        return able
 
 
-def round_plainly(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Weights rounded to nearest per output channel, at the scale of least squared error."""
-    rows = weights.astype(np.float64).reshape(len(weights), -1)
-    codes = nearest(rows, search_scale(rows, np.ones(rows.shape[1]), bits), bits)
-    return codes.weights.reshape(weights.shape).astype(np.float32)
+def uniform(groups: Sequence[Group], budgets: Mapping[str, float]) -> Assignment | None:
+    """The widest single weight width (and widest activations) within ``budgets``, where a group has a choice."""
+    widths = sorted({c.weight_bits for g in groups for c in g.choices if len(g.choices) > 1}, reverse=True)
+    widest = [[c for c in g.choices if c.activation_bits == max(d.activation_bits for d in g.choices)] for g in groups]
+    for bits in (b for b in widths if b):
+        picked = [next((c for c in some if c.weight_bits == bits), some[0]) for some in widest]
+        fixed = [Group(g.name, (c,), g.site) for g, c in zip(groups, picked, strict=True)]
+        try:
+            solved = assign(fixed, {m: v for m, v in budgets.items() if m != DROP})
+        except ConfigError:
+            continue
+        picks = tuple(g.choices.index(c) for g, c in zip(groups, picked, strict=True))
+        return Assignment(picks, solved.objective, solved.objective, solved.used)
+    return None
 
 
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """True KL(fp32 || candidate) on data that the choice did not see; half the squared error for plain numbers."""
-
-    top: Head
-    data: CalibrationData
-    reference: NDArray[np.float32]
-    spread: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, top: Head, data: CalibrationData, held_out: int) -> Scorer:
-        """Score on the last ``held_out`` samples of ``data``."""
-        tail = CalibrationData({k: a[-held_out:] for k, a in data.arrays.items()})
-        reference = _outputs(top, tail, {})
-        return cls(top, tail, reference, output_spread(top, tail, 16, tail.samples))
-
-    def kl(self, weights: Mapping[str, NDArray[np.float32]]) -> float:
-        """Mean nats per sample with these weights in place of the model's."""
-        output = _outputs(self.top, self.data, weights)
-        if not self.top.logits:
-            delta = whitened(self.top, self.reference, output.astype(np.float64) - self.reference, self.spread)
-            return float(np.square(delta).sum() / (2 * len(output)))
-        p, q = (softmax(z.astype(np.float64)) for z in (self.reference, output))
-        return float((p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))).sum(axis=-1).mean())
-
-
-def _outputs(top: Head, data: CalibrationData, weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.concatenate([run(top.graph, inputs, weights)[top.output] for inputs in data.batches(16)])
-
-
-def _candidate(objective: Objective, bits: Mapping[str, int], solved: Assignment, kl: float) -> Candidate:
-    return Candidate(objective, bits, solved.objective, solved.gap, solved.used, kl)
+def _candidate(objective: str, scene: Scene, solved: Assignment, scorer: Scorer) -> Candidate:
+    weight_bits, site_bits = scene.weight_bits(solved), scene.activation_bits(solved)
+    score = scene.score(weight_bits, site_bits, scorer)
+    return Candidate(
+        objective,
+        weight_bits,
+        site_bits,
+        solved.objective,
+        solved.gap,
+        solved.used,
+        score.kl,
+        score.error,
+        score.agreement,
+    )

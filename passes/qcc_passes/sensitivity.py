@@ -1,7 +1,8 @@
-"""Sensitivity passes: how much a change of each layer's weights moves the model's output.
+"""Sensitivity passes: how much a change of each layer's weights moves the model's outputs.
 
-Each gives the fact ``Sensitivity``: one curvature per layer, to be multiplied by the squared norm
-of the weights' quantization error (HAWQ-V2, arXiv:1911.03852, eq. 10).
+Each adds to the fact ``Sensitivities`` one curvature per layer, to be multiplied by the squared norm
+of the weights' quantization error (HAWQ-V2, arXiv:1911.03852, eq. 10). Results are kept in the
+context's cache, partial ones too, so that an interrupted measurement goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,27 +10,32 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from qcc.errors import ConfigError
-from qcc.ir.graph import Graph, Stage
+from qcc.frontend.export import export_onnx
+from qcc.ir.graph import Graph, Stage, constants
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
+from qcc.verify.ort import OrtModel
+from qcc_passes.checkpoint import Checkpoint
 from qcc_passes.curvature import (
-    Array,
-    Head,
     LossGradient,
+    Network,
     cross_entropy_gradient,
-    head,
     hessian_vector,
+    output_spread,
     probe_gauss_newton,
-    run,
-    weight_layers,
 )
+from qcc_passes.head import Head, fitting_part, head, samples_in
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +50,50 @@ class Sensitivity:
     error: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """All that was measured, by the name of the pass that did."""
+
+    by_method: Mapping[str, Sensitivity]
+
+    def report(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        return {
+            name: {"curvature": dict(s.curvature), "error": dict(s.error)} for name, s in sorted(self.by_method.items())
+        }
+
+
 class SensitivityPass(Pass):
-    """What the methods share: data, batches, progress."""
+    """What the methods share: data, batches, the cache."""
 
     accepts: ClassVar[Stage] = Stage.FLOAT
     yields: ClassVar[Stage] = Stage.FLOAT
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
-    gives: ClassVar[tuple[type, ...]] = (Sensitivity,)
+    gives: ClassVar[tuple[type, ...]] = (Sensitivities,)
+    advised: ClassVar[int] = 128
+    """Samples below which the estimate is noise for the most part."""
 
     samples: int = Field(default=256, ge=1, description="calibration samples to use")
-    batch: int = Field(default=8, ge=1, description="samples per backward pass")
+    batch: int = Field(default=8, ge=1, description="samples per backward pass, where the model leaves it open")
+    held_out: float = Field(default=0.25, ge=0, lt=1, description="share of the data that is left for mixed-precision")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        """The graph as it is; the fact is put into ``ctx``. Raises ConfigError, PassError."""
         data = ctx.facts.get(CalibrationData)
         data.check(graph)
-        ctx.facts.put(self.measure(head(graph), data, ctx))
+        top = head(graph)
+        batches = top.batches(fitting_part(data, self.held_out), self.batch, self.samples)
+        if (total := sum(map(samples_in, batches))) < min(self.advised, self.samples):
+            ctx.log.warning("%s: %d samples are few to rank layers by; %d would do", self.name, total, self.advised)
+        kept = Checkpoint.of(self.name, top.graph, ctx, self.model_dump(mode="json"), total)
+        found = self.measure(top, batches, kept, ctx)
+        known = ctx.facts.find(Sensitivities)
+        ctx.facts.put(Sensitivities({**(known.by_method if known else {}), self.name: found}))
         return graph
 
     @abstractmethod
-    def measure(self, top: Head, data: CalibrationData, ctx: PassContext) -> Sensitivity:
-        """The curvature of every layer on ``data``."""
-
-    def count(self, data: CalibrationData) -> int:
-        return min(self.samples, data.samples)
+    def measure(self, top: Head, batches: list[Batch], kept: Checkpoint, ctx: PassContext) -> Sensitivity:
+        """The curvature of every layer on ``batches``."""
 
 
 class GaussNewtonTrace(SensitivityPass):
@@ -76,19 +103,17 @@ class GaussNewtonTrace(SensitivityPass):
 
     probes: int = Field(default=4, ge=1, description="random cotangents per batch")
 
-    def measure(self, top: Head, data: CalibrationData, ctx: PassContext) -> Sensitivity:
-        rng, total = ctx.rng(), self.count(data)
-        spread = output_spread(top, data, self.batch, total)
-        sizes = {layer.name: layer.parameters for layer in weight_layers(top)}
-        traces = {name: np.zeros(self.probes) for name in sizes}
-        seen = 0
-        for inputs in data.batches(self.batch, total):
-            for name, probes in probe_gauss_newton(top, inputs, spread, self.probes, rng).items():
-                traces[name] += probes
-            seen += len(next(iter(inputs.values())))
-            ctx.progress(self.name, seen, total)
-        means = {name: row / (total * sizes[name]) for name, row in traces.items()}
-        return estimate(self.name, means)
+    def measure(self, top: Head, batches: list[Batch], kept: Checkpoint, ctx: PassContext) -> Sensitivity:
+        network = Network(top, ctx.threads)
+        total = sum(map(samples_in, batches))
+        spread = spread_of(top, ctx, self.batch, total)
+
+        def step(index: int, inputs: Batch) -> dict[str, Array]:
+            return probe_gauss_newton(network, inputs, spread, self.probes, np.random.default_rng([ctx.seed, index]))
+
+        traces = kept.accumulate(self.name, batches, step)
+        sizes = {layer.name: layer.parameters for layer in top.layers}
+        return estimate(self.name, {name: row / (total * sizes[name]) for name, row in traces.items()})
 
 
 class HutchinsonTrace(SensitivityPass):
@@ -99,48 +124,60 @@ class HutchinsonTrace(SensitivityPass):
     probes: int = Field(default=4, ge=1, description="random directions per batch")
     step: float = Field(default=1e-3, gt=0, description="finite-difference step, relative to the weights' norm")
 
-    def measure(self, top: Head, data: CalibrationData, ctx: PassContext) -> Sensitivity:
-        rng, total = ctx.rng(), self.count(data)
-        found = weight_layers(top)
-        traces = {layer.name: np.zeros(self.probes) for layer in found}
-        seen = 0
-        for inputs, loss in labelled_batches(top, data, self.batch, total):
-            size = len(next(iter(inputs.values())))
+    def measure(self, top: Head, batches: list[Batch], kept: Checkpoint, ctx: PassContext) -> Sensitivity:
+        losses = labelled_losses(top, batches, ctx)
+        total = sum(map(samples_in, batches))
+        arrays = _weights(top)
+
+        def step(index: int, inputs: Batch) -> dict[str, Array]:
+            rng = np.random.default_rng([ctx.seed, index])
+            traces = {layer.name: np.zeros(self.probes) for layer in top.layers}
+            share = samples_in(inputs) / total
             for probe in range(self.probes):
-                direction, step = random_direction(top, rng, self.step)
-                product = hessian_vector(top, inputs, loss, direction, step)
-                for layer in found:
+                direction, size = random_direction(arrays, rng, self.step)
+                product = hessian_vector(top, inputs, losses[index], direction, size, ctx.threads)
+                for layer in top.layers:
                     dot = float((product[layer.weight] * direction[layer.weight]).sum(dtype=np.float64))
-                    traces[layer.name][probe] += dot * size / (total * layer.parameters)
-            seen += size
-            ctx.progress(self.name, seen, total)
-        return estimate(self.name, traces)
+                    traces[layer.name][probe] = dot * share / layer.parameters
+            return traces
+
+        return estimate(self.name, kept.accumulate(self.name, batches, step))
 
 
 class TopEigenvalue(SensitivityPass):
     """Largest eigenvalue of each layer's Hessian block, by power iteration (HAWQ, arXiv:1905.03696)."""
 
     name: ClassVar[str] = "sensitivity-eigenvalue"
+    advised: ClassVar[int] = 32
 
     samples: int = Field(default=32, ge=1, description="calibration samples to use, all in each iteration")
     iterations: int = Field(default=12, ge=1, description="power iterations per layer, at most")
     tolerance: float = Field(default=1e-2, gt=0, description="relative change that ends the iteration")
     step: float = Field(default=1e-3, gt=0, description="finite-difference step, relative to the weights' norm")
 
-    def measure(self, top: Head, data: CalibrationData, ctx: PassContext) -> Sensitivity:
-        rng, found = ctx.rng(), weight_layers(top)
-        curvature = {}
-        batches = list(labelled_batches(top, data, self.batch, self.count(data)))
-        for done, layer in enumerate(found, 1):
-            curvature[layer.name] = self._power(top, layer.weight, batches, rng)
-            ctx.progress(self.name, done, len(found))
-        return Sensitivity(self.name, curvature, {})
+    def measure(self, top: Head, batches: list[Batch], kept: Checkpoint, ctx: PassContext) -> Sensitivity:
+        losses = labelled_losses(top, batches, ctx)
+        arrays = _weights(top)
+        names = [layer.name for layer in top.layers]
+
+        def step(index: int, weight: str) -> dict[str, Array]:
+            rng = np.random.default_rng([ctx.seed, index])
+            pairs = list(zip(batches, losses, strict=True))
+            return {names[index]: np.array(self._power(top, weight, arrays[weight], pairs, rng, ctx.threads))}
+
+        found = kept.accumulate(self.name, [layer.weight for layer in top.layers], step)
+        return Sensitivity(self.name, {name: float(value) for name, value in found.items()}, {})
 
     def _power(
-        self, top: Head, weight: str, batches: list[tuple[dict[str, Array], LossGradient]], rng: np.random.Generator
+        self,
+        top: Head,
+        weight: str,
+        array: Array,
+        batches: list[tuple[Batch, LossGradient]],
+        rng: np.random.Generator,
+        threads: int,
     ) -> float:
-        array = next(o.array for o in top.graph.ops if o.result.name == weight)
-        size = sum(len(next(iter(inputs.values()))) for inputs, _ in batches)
+        total = sum(samples_in(inputs) for inputs, _ in batches)
         v = rng.normal(size=array.shape)
         value = 0.0
         for _ in range(self.iterations):
@@ -148,8 +185,8 @@ class TopEigenvalue(SensitivityPass):
             step = self.step * max(float(np.linalg.norm(array)), 1e-6)
             product = np.zeros_like(v)
             for inputs, loss in batches:
-                share = len(next(iter(inputs.values()))) / size
-                product += share * hessian_vector(top, inputs, loss, {weight: v}, step)[weight]
+                share = samples_in(inputs) / total
+                product += share * hessian_vector(top, inputs, loss, {weight: v}, step, threads)[weight]
             last, value = value, float((product * v).sum())
             if abs(value - last) <= self.tolerance * abs(value):
                 break
@@ -166,46 +203,49 @@ def estimate(method: str, probes: Mapping[str, Array]) -> Sensitivity:
     )
 
 
-def output_spread(top: Head, data: CalibrationData, batch: int, limit: int) -> Array:
-    """Standard deviation of each output element over the samples; 1 where it never changes."""
-    if top.logits:
-        return np.ones(())
-    outputs = np.concatenate([run(top.graph, inputs)[top.output] for inputs in data.batches(batch, limit)])
-    spread: Array = outputs.std(axis=0, dtype=np.float64)
-    return np.where(spread > 0, spread, 1.0)
+def spread_of(top: Head, ctx: PassContext, size: int, limit: int) -> dict[str, Array]:
+    """``output_spread`` on the calibration data."""
+    model = OrtModel(export_onnx(top.graph), threads=ctx.threads)
+    return output_spread(top, ctx.facts.get(CalibrationData), model, size, limit)
 
 
-def labelled_batches(
-    top: Head, data: CalibrationData, batch: int, limit: int
-) -> list[tuple[dict[str, Array], LossGradient]]:
-    """Batches with the gradient of their cross-entropy; without labels, against the model's own top-1.
+def labelled_losses(top: Head, batches: list[Batch], ctx: PassContext) -> list[LossGradient]:
+    """The gradient of each batch's cross-entropy; without labels, against the model's own top-1.
 
     Raises ConfigError when labels do not fit the samples or the classes, or the output is no logits.
     """
-    if not top.logits:
-        raise ConfigError("this sensitivity needs a classifier's logits; use sensitivity-gauss-newton")
-    labels = data.labels
-    if labels is not None and len(labels) != data.samples:
+    output = top.classifier
+    labels = label_batches(top, batches, ctx.facts.get(CalibrationData))
+    if labels is None:
+        model = OrtModel(export_onnx(top.graph), threads=ctx.threads)
+        labels = [model.run(inputs)[output].argmax(axis=-1) for inputs in batches]
+    return [cross_entropy_gradient(output, truth) for truth in labels]
+
+
+def label_batches(top: Head, batches: list[Batch], data: CalibrationData) -> list[Array] | None:
+    """The labels of each batch; None where there are none, or no classes that they could name.
+
+    Raises ConfigError when they do not fit the samples or the classes.
+    """
+    if data.labels is None or not top.classifies:
+        return None
+    labels, classes = np.asarray(data.labels), top.graph.outputs[0].type.shape[-1]
+    if len(labels) != data.samples:
         raise ConfigError(f"{len(labels)} labels do not fit {data.samples} samples")
-    found, start = [], 0
-    for inputs in data.batches(batch, limit):
-        size = len(next(iter(inputs.values())))
-        logits = run(top.graph, inputs)[top.output]
-        truth = logits.argmax(axis=-1) if labels is None else np.asarray(labels[start : start + size])
-        if truth.min() < 0 or truth.max() >= logits.shape[-1]:
-            raise ConfigError(f"labels must lie in 0..{logits.shape[-1] - 1}, got {truth.min()}..{truth.max()}")
-        found.append((inputs, cross_entropy_gradient(truth)))
-        start += size
-    return found
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ConfigError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+    bounds = np.cumsum([samples_in(inputs) for inputs in batches])
+    return np.split(labels[: bounds[-1]], bounds[:-1])
 
 
-def random_direction(top: Head, rng: np.random.Generator, relative: float) -> tuple[dict[str, Array], float]:
-    """Rademacher directions for every layer's weights, and a step of ``relative`` times their norm."""
-    arrays = {o.result.name: o.array for o in top.graph.ops if o.kind == "constant"}
-    direction = {}
-    for layer in weight_layers(top):
-        signs = rng.choice(np.array([-1.0, 1.0]), size=arrays[layer.weight].shape)
-        direction[layer.weight] = signs.astype(arrays[layer.weight].dtype)
-    norm = np.sqrt(sum(float(np.square(arrays[n], dtype=np.float64).sum()) for n in direction))
-    size = np.sqrt(sum(v.size for v in direction.values()))
+def random_direction(arrays: Mapping[str, Array], rng: np.random.Generator, relative: float) -> tuple[Batch, float]:
+    """Rademacher directions for all weights, and a step of ``relative`` times their norm."""
+    direction = {n: rng.choice(np.array([-1.0, 1.0]), size=a.shape).astype(a.dtype) for n, a in arrays.items()}
+    norm = np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays.values()))
+    size = np.sqrt(sum(a.size for a in arrays.values()))
     return direction, relative * max(float(norm / size), 1e-6)
+
+
+def _weights(top: Head) -> dict[str, Array]:
+    arrays = constants(top.graph)
+    return {layer.weight: arrays[layer.weight] for layer in top.layers}

@@ -1,12 +1,11 @@
-"""Vector-Jacobian products of the real operations, and reverse-mode differentiation over a graph.
+"""Vector-Jacobian products of the real operations; ``qcc_passes.backward`` chains them over a graph.
 
-``backward`` is what second-order sensitivity needs: Gauss-Newton and Hutchinson probes are single
-backward passes with chosen cotangents. Each rule is checked against finite differences.
+Each rule is checked against finite differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from qcc.errors import PassError
 from qcc.ir import expr
-from qcc.ir.graph import Graph, Op
+from qcc.ir.graph import Op
 from qcc_passes import vjp_conv
 
 Array = NDArray[Any]
@@ -24,53 +23,27 @@ Rule = Callable[[Op, Sequence[Array], Array, Array], Sequence[Array | None]]
 _STEP = 1e-5
 
 
-def backward(
-    graph: Graph, values: Mapping[str, Array], seeds: Mapping[str, Array], wrt: Iterable[str]
-) -> dict[str, Array]:
-    """Cotangents of the values named in ``wrt``, given those of some values in ``seeds``.
-
-    ``values`` holds every value of the graph (what ``evaluate`` keeps); cotangents have the shapes
-    of their values, and are zero where nothing that is seeded depends on a value. Raises PassError
-    when an operation on the way has no derivative.
-    """
-    targets = frozenset(wrt)
-    needed = _depends_on(graph, targets)
-    grads: dict[str, Array] = dict(seeds)
-    for o in reversed(graph.ops):
-        if o.kind == "constant" or o.result.name not in needed or o.result.name not in grads:
-            continue
-        cotangent = grads[o.result.name] if o.result.name in targets else grads.pop(o.result.name)
-        operands = [values[v.name] for v in o.operands]
-        for v, grad in zip(o.operands, vjp(o, operands, values[o.result.name], cotangent), strict=True):
-            if grad is not None and v.name in needed:
-                grads[v.name] = grads[v.name] + grad if v.name in grads else grad
-    return {name: grads.get(name, np.zeros_like(values[name])) for name in targets}
-
-
 def vjp(o: Op, operands: Sequence[Array], result: Array, cotangent: Array) -> Sequence[Array | None]:
     """Cotangents of the operands of one operation. Raises PassError where there is no derivative."""
+    return unclamped_vjp(o, operands, result, unclamped(o, result, cotangent))
+
+
+def unclamped_vjp(o: Op, operands: Sequence[Array], result: Array, cotangent: Array) -> Sequence[Array | None]:
+    """``vjp`` from the cotangent before the clamp that ``o`` ends in (see ``unclamped``)."""
     rule = _RULES.get(o.kind)
     if rule is None:
         raise PassError(f"{o}: '{o.kind}' has no derivative; end the graph before it, or choose a forward-only method")
-    return rule(o, operands, result, unclamped(o, result, cotangent))
+    return rule(o, operands, result, cotangent)
 
 
 def unclamped(o: Op, result: Array, cotangent: Array) -> Array:
     """The cotangent before the clamp that ``o`` ends in: zero where it holds ``result`` at a bound."""
-    if "lo" not in o.attrs and "hi" not in o.attrs:
-        return cotangent
     # The executor clamps to float32 bounds: compare with those, or a clamped value seems inside.
-    lo, hi = (np.float32(o.float_attr(k, d)) for k, d in (("lo", -np.inf), ("hi", np.inf)))
-    return np.where((result > lo) & (result < hi), cotangent, 0)
-
-
-def _depends_on(graph: Graph, sources: frozenset[str]) -> frozenset[str]:
-    """The sources, and every value computed from one of them."""
-    found = set(sources)
-    for o in graph.ops:
-        if any(v.name in found for v in o.operands):
-            found.add(o.result.name)
-    return frozenset(found)
+    inside = [result > np.float32(o.float_attr("lo"))] if "lo" in o.attrs else []
+    inside += [result < np.float32(o.float_attr("hi"))] if "hi" in o.attrs else []
+    for mask in inside:
+        cotangent = cotangent * mask
+    return cotangent
 
 
 def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:

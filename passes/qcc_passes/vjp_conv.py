@@ -19,30 +19,56 @@ Array = NDArray[Any]
 
 def conv2d(o: Op, x: Array, w: Array, grad: Array) -> tuple[Array, Array, Array]:
     """Cotangents of x [N,C,H,W], w [O,C/g,kh,kw] and the bias [O], from that of the result."""
-    groups = o.int_attr("groups")
-    padded, crop = _pad(o, x, 0.0)
-    dx, dw = np.zeros_like(padded), np.zeros_like(w)
-    if w.shape[1] == 1 and groups == x.shape[1] == w.shape[0]:
+    return conv2d_input(o, x, w, grad), conv2d_weights(o, x, w.shape, grad), grad.sum(axis=(0, 2, 3))
+
+
+def conv2d_input(o: Op, x: Array, w: Array, grad: Array) -> Array:
+    """The cotangent of x [N,C,H,W]."""
+    padded, crop = _pad(o, np.zeros(x.shape, grad.dtype), 0.0)
+    if _depthwise(o, x, w.shape):
         for (i, j), tap in _taps(o, w.shape[2:], grad.shape[2:]):
+            padded[tap] += w[:, 0, i, j][:, None, None] * grad
+        return padded[crop]
+    for ins, outs in _groups(o, x, w.shape):
+        columns = _columns(grad[:, outs])
+        size = (x.shape[0], *grad.shape[2:])
+        for (i, j), tap in _taps(o, w.shape[2:], grad.shape[2:]):
+            back = (w[outs, :, i, j].T @ columns).reshape(-1, *size)
+            padded[:, ins][tap] += back.transpose(1, 0, 2, 3)
+    return padded[crop]
+
+
+def conv2d_weights(o: Op, x: Array, shape: tuple[int, ...], grad: Array) -> Array:
+    """The gradient of w [O,C/g,kh,kw], of ``shape``, summed over the samples."""
+    padded, _ = _pad(o, x, 0.0)
+    dw = np.zeros(shape, np.result_type(x, grad))
+    if _depthwise(o, x, shape):
+        for (i, j), tap in _taps(o, shape[2:], grad.shape[2:]):
             dw[:, 0, i, j] = np.einsum("nchw,nchw->c", padded[tap], grad)
-            dx[tap] += w[:, 0, i, j][:, None, None] * grad
-    else:
-        _grouped(o, padded, w, grad, dx, dw)
-    return dx[crop], dw, grad.sum(axis=(0, 2, 3))
+        return dw
+    for ins, outs in _groups(o, x, shape):
+        columns = _columns(grad[:, outs])
+        for (i, j), tap in _taps(o, shape[2:], grad.shape[2:]):
+            dw[outs, :, i, j] = columns @ _columns(padded[:, ins][tap]).T
+    return dw
 
 
-def _grouped(o: Op, padded: Array, w: Array, grad: Array, dx: Array, dw: Array) -> None:
+def _depthwise(o: Op, x: Array, shape: tuple[int, ...]) -> bool:
+    return shape[1] == 1 and o.int_attr("groups") == x.shape[1] == shape[0]
+
+
+def _groups(o: Op, x: Array, shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """The input and the output channels of each group."""
     groups = o.int_attr("groups")
-    inner, outer = padded.shape[1] // groups, w.shape[0] // groups
+    inner, outer = x.shape[1] // groups, shape[0] // groups
     for g in range(groups):
-        ins, outs = slice(g * inner, (g + 1) * inner), slice(g * outer, (g + 1) * outer)
-        flat = np.ascontiguousarray(grad[:, outs].transpose(1, 0, 2, 3))
-        columns = flat.reshape(outer, -1)
-        for (i, j), tap in _taps(o, w.shape[2:], grad.shape[2:]):
-            seen = padded[:, ins][tap].transpose(1, 0, 2, 3).reshape(inner, -1)
-            dw[outs, :, i, j] = columns @ seen.T
-            back = (w[outs, :, i, j].T @ columns).reshape(inner, *flat.shape[1:])
-            dx[:, ins][tap] += back.transpose(1, 0, 2, 3)
+        yield slice(g * inner, (g + 1) * inner), slice(g * outer, (g + 1) * outer)
+
+
+def _columns(x: Array) -> Array:
+    """[N,C,H,W] as [C, N*H*W]."""
+    columns: Array = x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
+    return columns
 
 
 def max_pool2d(o: Op, x: Array, y: Array, grad: Array) -> Array:

@@ -32,7 +32,7 @@ class CalibrationData:
             yield {k: a[start : min(start + size, count)] for k, a in self.arrays.items()}
 
     def check(self, graph: Graph) -> None:
-        """Raise ConfigError unless every graph input has a fitting, finite, non-empty array."""
+        """Raise ConfigError unless every graph input has a fitting, finite, non-empty array, and labels fit these."""
         names = [v.name for v in graph.inputs]
         for extra in sorted(set(self.arrays) - set(names)):
             raise ConfigError(f"data has an array '{extra}', but the model's inputs are {', '.join(names)}")
@@ -40,6 +40,8 @@ class CalibrationData:
             if (array := self.arrays.get(value.name)) is None:
                 raise ConfigError(f"data has no array for the input '{value.name}'; arrays: {', '.join(self.arrays)}")
             check_array(value.name, array, value.type.shape)
+        if self.labels is not None and len(self.labels) != self.samples:
+            raise ConfigError(f"{len(self.labels)} labels do not fit {self.samples} samples")
 
 
 def check_array(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

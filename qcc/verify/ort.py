@@ -33,15 +33,19 @@ class OrtModel:
     """A model loaded into onnxruntime's CPU provider.
 
     With one setting of ``threads`` and ``optimize``, runs are deterministic. ``optimize`` off leaves
-    the graph as written: slower, and free of fusions that change rounding.
+    the graph as written: slower, and free of fusions that change rounding. ``arena`` off gives memory
+    back between runs, for when many models are loaded at once.
     Raises ModelError when onnxruntime refuses the model.
     """
 
-    def __init__(self, model: onnx.ModelProto | Path, *, threads: int = 2, optimize: bool = True) -> None:
+    def __init__(
+        self, model: onnx.ModelProto | Path, *, threads: int = 2, optimize: bool = True, arena: bool = True
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.use_deterministic_compute = True
+        options.enable_cpu_mem_arena = arena
         options.log_severity_level = 4
         # Idle threads would otherwise spin, and take the cores from whatever runs beside this session.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -103,7 +103,7 @@ def test_contradicting_budgets_are_named() -> None:
 
 def test_unknown_metric_is_named() -> None:
     groups = random_groups(np.random.default_rng(0), 1, 2)
-    with pytest.raises(ConfigError, match="unknown budget metric 'energy'; known: bops, size"):
+    with pytest.raises(ConfigError, match="unknown budget metric 'energy'; known: bops, size, drop"):
         assign(groups, {"energy": 1.0})
 
 
@@ -146,3 +146,55 @@ def test_hawq_v3_resnet50_is_solved_to_optimality(data_dir: Path) -> None:
     for metric in ("modelsize", "bops", "latency"):
         least, most = (total(groups, [p] * len(groups), metric) for p in (0, 1))
         assert assign(groups, {metric: (least + most) / 2}).gap < 1e-9
+
+
+def test_least_size_within_a_bound_on_the_drop_equals_brute_force() -> None:
+    rng = np.random.default_rng(5)
+    for pairwise in (False, True):
+        groups = random_groups(rng, 5, 3)
+        scale = np.array([c.sensitivity for g in groups for c in g.choices])
+        factor = rng.normal(size=(len(scale), 4)) * np.sqrt(scale)[:, None]
+        gram = factor @ factor.T if pairwise else None
+        limit = 3 * assign(groups, {}, gram).objective
+        found = assign(groups, {"drop": limit}, gram, minimize="size")
+        assert found.used["drop"] <= limit * (1 + 1e-9)
+        starts = np.cumsum([0, *(len(g.choices) for g in groups)])[:-1]
+        best = np.inf
+        for picks in itertools.product(*(range(len(g.choices)) for g in groups)):
+            columns = starts + np.array(picks)
+            value = scale[columns].sum() if gram is None else gram[np.ix_(columns, columns)].sum()
+            if value <= limit * (1 + 1e-9):
+                best = min(best, total(groups, picks, "size"))
+        assert found.objective == pytest.approx(best)
+
+
+def test_a_drop_out_of_reach_names_the_tightest() -> None:
+    groups = [Group("a", (Choice(4, 8, 1.0, {"size": 1.0}), Choice(8, 8, 0.5, {"size": 2.0})))]
+    for minimize in ("drop", "size"):
+        with pytest.raises(ConfigError, match=r"has drop <= 0\.75; the tightest reachable is 1"):
+            assign(groups, {"size": 1.5, "drop": 0.75}, minimize=minimize)
+
+
+def test_groups_that_read_one_site_agree_on_its_bits() -> None:
+    def layer(name: str, gain: float) -> Group:
+        choices = (Choice(8, a, gain / a, {"bops": 8.0 * a}) for a in (4, 8))
+        return Group(name, tuple(choices), "x")
+
+    site = Group("x", tuple(Choice(0, a, 0.0, {"bops": 0.0}) for a in (4, 8)), "x")
+    groups = [layer("a", 9.0), layer("b", 0.1), site]
+    for budget, bits in ((64.0, 4), (96.0, 4), (128.0, 8)):
+        found = assign(groups, {"bops": budget})
+        assert {g.choices[p].activation_bits for g, p in zip(groups, found.picks, strict=True)} == {bits}
+
+
+def test_a_metric_by_place_is_the_largest_of_its_sums() -> None:
+    groups = [
+        Group("a", (Choice(0, 4, 1.0, {"peak@1": 4.0}), Choice(0, 8, 0.0, {"peak@1": 8.0}))),
+        Group(
+            "b", (Choice(0, 4, 1.1, {"peak@1": 4.0, "peak@2": 4.0}), Choice(0, 8, 0.0, {"peak@1": 8.0, "peak@2": 8.0}))
+        ),
+    ]
+    assert assign(groups, {"peak": 16.0}).used["peak"] == 16.0
+    assert assign(groups, {"peak": 12.0}).picks == (0, 1)
+    with pytest.raises(ConfigError, match="the tightest reachable is 8"):
+        assign(groups, {"peak": 7.0})

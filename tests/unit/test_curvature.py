@@ -13,19 +13,25 @@ from qcc.ir.graph import Graph, constants
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
+from qcc_passes.backward import Backward
 from qcc_passes.curvature import (
+    Network,
     cross_entropy_gradient,
-    gauss_newton_cotangent,
-    head,
+    gauss_newton_cotangents,
     hessian_vector,
     kl_gradient,
     probe_gauss_newton,
     run,
-    softmax,
-    weight_layers,
 )
-from qcc_passes.sensitivity import GaussNewtonTrace, HutchinsonTrace, Sensitivity, TopEigenvalue, labelled_batches
-from qcc_passes.vjp import backward
+from qcc_passes.head import head, softmax
+from qcc_passes.sensitivity import (
+    GaussNewtonTrace,
+    HutchinsonTrace,
+    Sensitivities,
+    Sensitivity,
+    TopEigenvalue,
+    label_batches,
+)
 
 Array = NDArray[Any]
 SAMPLES = 5
@@ -55,16 +61,17 @@ def data() -> dict[str, Array]:
 def exact_gauss_newton(graph: Graph, inputs: Mapping[str, Array]) -> Array:
     """Mean over samples of J^T S J over all weights, by one backward pass per sample and logit."""
     top = head(graph)
-    weights = [layer.weight for layer in weight_layers(top)]
+    weights = [layer.weight for layer in top.layers]
+    backward = Backward(top.graph, threads=1)
     total: Array = np.zeros(())
     for n in range(SAMPLES):
         values = run(top.graph, {k: a[n : n + 1] for k, a in inputs.items()})
-        logits = values[top.output]
+        logits = values[top.classifier]
         rows = []
         for k in range(logits.shape[1]):
-            grads = backward(top.graph, values, {top.output: np.eye(logits.shape[1])[k : k + 1]}, weights)
+            grads = backward.weight_gradients(values, {top.classifier: np.eye(logits.shape[1])[k : k + 1]}, weights)
             rows.append(np.concatenate([grads[w].ravel() for w in weights]))
-        jacobian, p = np.array(rows), softmax(logits)[0]
+        jacobian, p = np.array(rows), softmax(logits, -1)[0]
         total = total + jacobian.T @ (np.diag(p) - np.outer(p, p)) @ jacobian / SAMPLES
     return total
 
@@ -72,8 +79,9 @@ def exact_gauss_newton(graph: Graph, inputs: Mapping[str, Array]) -> Array:
 def exact_hessian(graph: Graph, inputs: Mapping[str, Array], labels: Array | None) -> Array:
     """Columns H e_i of the mean KL (no labels) or cross-entropy, by differences of exact gradients."""
     top = head(graph)
-    logits = run(top.graph, inputs)[top.output]
-    loss = kl_gradient(logits) if labels is None else cross_entropy_gradient(labels)
+    logits = run(top.graph, inputs)[top.classifier]
+    name = top.classifier
+    loss = kl_gradient(name, logits) if labels is None else cross_entropy_gradient(name, labels)
     arrays = {k: a for k, a in constants(top.graph).items() if k in ("w", "v")}
     columns = []
     for name in ("w", "v"):
@@ -99,16 +107,19 @@ def test_kl_hessian_is_the_gauss_newton_matrix(network: Graph, data: dict[str, A
 def test_cotangent_has_the_covariance_of_the_softmax(network: Graph) -> None:
     logits = np.array([[0.5, -1.0, 2.0, 0.0]])
     rng = np.random.default_rng(0)
-    draws = np.array([gauss_newton_cotangent(head(network), logits, np.ones(()), rng)[0] for _ in range(40_000)])
-    p = softmax(logits)[0]
+    top = head(network)
+    seeds = (gauss_newton_cotangents(top, {"logits": logits}, {}, rng) for _ in range(40_000))
+    draws = np.array([seed["logits"][0] for seed in seeds])
+    p = softmax(logits, -1)[0]
     assert np.abs(draws.T @ draws / len(draws) - (np.diag(p) - np.outer(p, p))).max() < 5e-3
 
 
 def test_gauss_newton_probes_are_unbiased(network: Graph, data: dict[str, Array]) -> None:
     exact = block_traces(exact_gauss_newton(network, data))
-    found = probe_gauss_newton(head(network), data, np.ones(()), 1500, np.random.default_rng(1))
+    inputs = {k: a.astype(np.float32) for k, a in data.items()}
+    found = probe_gauss_newton(Network(head(network), 1), inputs, {}, 1500, np.random.default_rng(1))
     for name, rows in found.items():
-        estimate = np.array(rows) / SAMPLES
+        estimate = rows / SAMPLES
         assert abs(estimate.mean() - exact[name]) < 4 * estimate.std() / len(rows) ** 0.5
         assert estimate.std() / estimate.mean() < 1.0
 
@@ -120,7 +131,7 @@ def test_hutchinson_probes_are_unbiased(network: Graph, data: dict[str, Array]) 
     rows: dict[str, list[float]] = {"conv": [], "logits": []}
     for _ in range(400):
         v = {"w": rng.choice([-1.0, 1.0], (3, 2, 3, 3)), "v": rng.choice([-1.0, 1.0], (4, 12))}
-        product = hessian_vector(top, data, cross_entropy_gradient(labels), v, 1e-4)
+        product = hessian_vector(top, data, cross_entropy_gradient("logits", labels), v, 1e-4)
         rows["conv"].append(float((product["w"] * v["w"]).sum()))
         rows["logits"].append(float((product["v"] * v["v"]).sum()))
     for name, row in rows.items():
@@ -138,20 +149,24 @@ def test_passes_agree_with_the_exact_matrices(network: Graph, data: dict[str, Ar
     labels = np.array([0, 3, 1, 2, 2])
     hessian = exact_hessian(network, data, labels)
     ctx = context(data, labels)
-    GaussNewtonTrace(probes=500, batch=2).run(network, ctx)
-    trace = ctx.facts.get(Sensitivity)
+
+    def found() -> Mapping[str, Sensitivity]:
+        return ctx.facts.get(Sensitivities).by_method
+
+    GaussNewtonTrace(probes=500, batch=2, held_out=0, samples=5).run(network, ctx)
+    trace = found()["sensitivity-gauss-newton"]
     assert trace.curvature["conv"] * 54 == pytest.approx(exact["conv"], rel=0.1)
     assert trace.curvature["logits"] * 48 == pytest.approx(exact["logits"], rel=0.1)
-    HutchinsonTrace(probes=100, batch=5).run(network, ctx)
-    trace = ctx.facts.get(Sensitivity)
+    HutchinsonTrace(probes=100, batch=5, held_out=0, samples=5).run(network, ctx)
+    trace = found()["sensitivity-hutchinson"]
     assert abs(trace.curvature["conv"] * 54 - block_traces(hessian)["conv"]) < 5 * trace.error["conv"] * 54
-    TopEigenvalue(iterations=40, tolerance=1e-4, batch=2).run(network, ctx)
-    top = ctx.facts.get(Sensitivity).curvature
+    TopEigenvalue(iterations=40, tolerance=1e-4, batch=2, held_out=0, samples=5).run(network, ctx)
+    top = found()["sensitivity-eigenvalue"].curvature
     assert top["conv"] == pytest.approx(np.abs(np.linalg.eigvalsh(hessian[:54, :54])).max(), rel=0.02)
 
 
 def test_labels_that_do_not_fit_are_refused(network: Graph, data: dict[str, Array]) -> None:
     with pytest.raises(ConfigError, match="3 labels do not fit 5 samples"):
-        labelled_batches(head(network), CalibrationData(data, np.zeros(3, int)), 2, 5)
+        CalibrationData(data, np.zeros(3, int)).check(network)
     with pytest.raises(ConfigError, match=r"labels must lie in 0..3, got 0..9"):
-        labelled_batches(head(network), CalibrationData(data, np.array([0, 9, 0, 0, 0])), 5, 5)
+        label_batches(head(network), [data], CalibrationData(data, np.array([0, 9, 0, 0, 0])))

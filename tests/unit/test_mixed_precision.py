@@ -7,14 +7,15 @@ import pytest
 
 from qcc.errors import ConfigError, PassError
 from qcc.ir.build import GraphBuilder
-from qcc.ir.graph import Graph, constants
+from qcc.ir.graph import Graph
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.target import Capabilities
-from qcc_passes.curvature import head, weight_layers
+from qcc_passes.candidates import Candidates
 from qcc_passes.facts import BitPlan
-from qcc_passes.mixed_precision import Candidates, MixedPrecision, Scorer, round_plainly
+from qcc_passes.head import head
+from qcc_passes.mixed_precision import MixedPrecision
 from qcc_passes.perturbation import MeasurePerturbations
 from qcc_passes.sensitivity import GaussNewtonTrace
 
@@ -39,26 +40,25 @@ def network() -> Graph:
 def measured(network: Graph) -> PassContext:
     ctx = PassContext(capabilities=Capabilities(weight_bits=frozenset({2, 3, 4, 6, 8})))
     ctx.facts.put(CalibrationData({"x": np.random.default_rng(1).normal(size=(192, 8)).astype(np.float32)}))
-    MeasurePerturbations(samples=128).run(network, ctx)
-    GaussNewtonTrace(samples=128).run(network, ctx)
+    MeasurePerturbations(samples=128, held_out=0.3).run(network, ctx)
+    GaussNewtonTrace(samples=128, held_out=0.3).run(network, ctx)
     return ctx
 
 
 def test_plan_meets_every_budget_and_beats_uniform(network: Graph) -> None:
     ctx = measured(network)
-    weights = sum(layer.parameters for layer in weight_layers(head(network)))
+    weights = sum(layer.parameters for layer in head(network).layers)
     budgets = {"bits": 4.0, "size": 0.5 * weights}
     MixedPrecision(budgets=budgets, ends=None).run(network, ctx)
     best, *others = ctx.facts.get(Candidates).tried
-    assert {c.objective for c in (best, *others)} == {"pairwise", "separate", "curvature"}
+    assert {c.objective for c in (best, *others)} == {"pairwise", "separate", "sensitivity-gauss-newton", "uniform"}
     assert all(best.kl <= c.kl for c in others)
     assert all(best.costs[m] <= limit * (1 + 1e-9) for m, limit in budgets.items())
     assert best.gap < 1e-6
-    plan = ctx.facts.get(BitPlan).weight_bits
-    arrays = constants(network)
-    scorer = Scorer.of(head(network), ctx.facts.get(CalibrationData), 64)
-    uniform = scorer.kl({f"w_{n}": round_plainly(arrays[f"w_{n}"], 4) for n in plan})
-    assert best.kl < uniform
+    assert ctx.facts.get(BitPlan).weight_bits == best.weight_bits
+    (uniform,) = (c for c in others if c.objective == "uniform")
+    assert set(uniform.weight_bits.values()) == {4}
+    assert best.kl < uniform.kl
 
 
 def test_kept_layers_and_ends_are_respected(network: Graph) -> None:

@@ -10,8 +10,8 @@ from qcc.ir.graph import Graph
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc_passes.curvature import head, run, softmax
-from qcc_passes.layers import layers
+from qcc_passes.curvature import run
+from qcc_passes.head import head, softmax
 from qcc_passes.perturbation import MeasurePerturbations, Perturbations
 
 
@@ -28,17 +28,17 @@ def network() -> Graph:
     return b.graph([x])
 
 
-def measure(network: Graph, bits: tuple[int, ...]) -> tuple[Perturbations, CalibrationData]:
+def measure(network: Graph, bits: tuple[int, ...], **options: Any) -> tuple[Perturbations, CalibrationData]:
     ctx = PassContext()
     data = CalibrationData({"x": np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32)})
     ctx.facts.put(data)
-    MeasurePerturbations(weight_bits=bits, batch=32).run(network, ctx)
+    MeasurePerturbations(weight_bits=bits, batch=32, held_out=0, **options).run(network, ctx)
     return ctx.facts.get(Perturbations), data
 
 
 def test_gram_is_positive_semidefinite_and_falls_with_bits(network: Graph) -> None:
     found, _ = measure(network, (3, 8))
-    assert found.options == tuple((n, b) for n in ("one", "two", "three") for b in (3, 8))
+    assert found.options == tuple(("weight", n, b) for n in ("one", "two", "three") for b in (3, 8))
     assert np.linalg.eigvalsh(found.gram).min() > -1e-12
     own = np.diag(found.gram)
     assert (own[0::2] > 50 * own[1::2]).all()
@@ -47,12 +47,9 @@ def test_gram_is_positive_semidefinite_and_falls_with_bits(network: Graph) -> No
 def test_gram_predicts_the_kl_of_joint_rounding(network: Graph) -> None:
     found, data = measure(network, (6,))
     top = head(network)
-    plan = MeasurePerturbations(weight_bits=(6,))
-    weights = {
-        f"w_{n}": plan._variants(top, layer)[0]
-        for n, layer in zip(("one", "two", "three"), layers(top.graph), strict=True)
-    }
-    p, q = (softmax(run(top.graph, data.arrays, w)[top.output].astype(np.float64)) for w in (None, weights))
+    assert found.weights is not None
+    weights = {f"w_{n}": found.weights[n, 6] for n in ("one", "two", "three")}
+    p, q = (softmax(run(top.graph, data.arrays, w)["three"].astype(np.float64), -1) for w in (None, weights))
     true = float((p * np.log(p / q)).sum(axis=-1).mean())
     # Half the quadratic form; the diagonal alone would miss the inter-layer terms.
     assert found.gram.sum() / 2 == pytest.approx(true, rel=0.05)
@@ -60,6 +57,6 @@ def test_gram_predicts_the_kl_of_joint_rounding(network: Graph) -> None:
 
 def test_unknown_options_count_as_exact(network: Graph) -> None:
     found, _ = measure(network, (4,))
-    gram = found.of([("one", 4), ("one", 16)])
+    gram = found.of([("weight", "one", 4), ("weight", "one", 16)])
     assert gram[0, 0] == found.gram[0, 0]
     assert (gram[1] == 0).all()

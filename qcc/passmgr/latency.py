@@ -1,0 +1,82 @@
+"""The fact of what layers cost in time on one device: measured, kept in a file, and checked before use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qcc.errors import ConfigError
+from qcc.validation import explain
+
+
+class LayerLatency(BaseModel):
+    """Seconds per call of one layer at each number of weight bits, measured alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    seconds: dict[int, float] = Field(min_length=1)
+
+
+class EndToEnd(BaseModel):
+    """Seconds per call of the whole network with all weights at ``weight_bits``, and what the table predicts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_bits: int
+    measured: float
+    predicted: float
+
+
+class LatencyTable(BaseModel):
+    """Latency by layer and weight bits, of one model on one device.
+
+    A layer's time in the network is its own, measured alone, times ``factor``; ``overhead`` seconds
+    come on top per call. Both are fitted to ``end_to_end``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    model_sha256: str
+    device: str
+    """What the device is: target, its options, and the machine."""
+    batch: int
+    threads: int
+    layers: tuple[LayerLatency, ...]
+    factor: float
+    overhead: float
+    end_to_end: tuple[EndToEnd, ...]
+
+    def of(self, layer: str, weight_bits: int) -> float:
+        """Seconds that ``layer`` takes within the network. Raises ConfigError where it was not measured."""
+        for row in self.layers:
+            if row.layer == layer:
+                if weight_bits not in row.seconds:
+                    known = ", ".join(map(str, sorted(row.seconds)))
+                    raise ConfigError(f"the latency table has layer '{layer}' at {known} bits, not at {weight_bits}")
+                return self.factor * row.seconds[weight_bits]
+        raise ConfigError(f"the latency table has no layer '{layer}': it is of another model or pipeline")
+
+    def total(self, bits: dict[str, int]) -> float:
+        """Predicted seconds per call with ``bits`` by layer. Raises ConfigError."""
+        return self.overhead + sum(self.of(layer, width) for layer, width in bits.items())
+
+    def check(self, model_sha256: str, device: str, where: str) -> None:
+        """Raise ConfigError, naming the file ``where``, unless the table is of this model and device."""
+        if self.model_sha256 != model_sha256:
+            raise ConfigError(f"{where}: latencies of another model; measure this one again")
+        if self.device != device:
+            raise ConfigError(f"{where}: latencies of another device ({self.device}); this one is {device}")
+
+
+def read_latencies(path: Path) -> LatencyTable:
+    """The table in a JSON file. Raises ConfigError."""
+    try:
+        return LatencyTable.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from e
+    except ValidationError as e:
+        raise ConfigError(f"{path}: {explain(e)}") from e
