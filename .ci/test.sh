@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash .ci/venv.sh dev
+bash .ci/tools.sh
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

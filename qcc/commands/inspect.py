@@ -100,7 +100,7 @@ def _print(summary: dict[str, Any], artifact: Artifact | None) -> None:
 
 
 def _device_constants(artifact: Artifact) -> dict[str, int]:
-    """Bytes of constants, weights and all, by result, of the richest instruction set that the target reports kernels of."""
+    """Bytes of constants, weights and all, by result, for the first instruction set that the target reports."""
     if "device/kernels.json" not in artifact.files:
         return {}
     rows = next(iter(json.loads(artifact.read("device/kernels.json")).values()))

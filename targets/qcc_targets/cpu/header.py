@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import prod
 from typing import Final
 
 from qcc.ir.graph import Graph, Value
@@ -32,7 +33,8 @@ def write_header(graph: Graph, batch: int, quantized: Collection[str]) -> str:
             "",
             "#include <stdint.h>",
             "",
-            *(line for v in (*graph.inputs, *graph.outputs) for line in _grid(v, upper)),
+            "/* Elements of each array; the codes, and what they stand for: real = SCALE * (code - ZERO). */",
+            *(line for _, v in values for line in _numbers(v, batch, f"QCC_{upper}_{identifier(v.name).upper()}")),
             "",
             "#ifdef __cplusplus",
             'extern "C" {',
@@ -65,10 +67,16 @@ def _described(role: str, value: Value, batch: int) -> str:
     return f"{role}_{identifier(value.name)}: {value.type.numpy.name}_t [{shape}]"
 
 
-def _grid(value: Value, upper: str) -> list[str]:
-    """What the codes stand for: real = SCALE * (code - ZERO)."""
+def _numbers(value: Value, batch: int, name: str) -> list[str]:
+    size = prod(batch if d == BATCH else d for d in value.type.shape)
     quant = value.type.quant
     if quant is None:
-        return []
-    name = f"QCC_{upper}_{identifier(value.name).upper()}"
-    return [f"#define {name}_SCALE {float(quant.scale[0])!r}", f"#define {name}_ZERO {quant.zero_point}"]
+        return [f"#define {name}_SIZE {size}"]
+    fields = {
+        "SIZE": size,
+        "SCALE": repr(float(quant.scale[0])),
+        "ZERO": quant.zero_point,
+        "MIN": quant.qmin,
+        "MAX": quant.qmax,
+    }
+    return [f"#define {name}_{field} {number}" for field, number in fields.items()]
