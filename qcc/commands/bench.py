@@ -12,6 +12,7 @@ import typer
 from qcc.commands.console import out, print_json, print_notes, print_table, progress_bars
 from qcc.commands.doctor import FEATURES, cpu_flags, cpu_model
 from qcc.commands.options import ArtifactArg, DataOption, IsaOption, JsonFlag
+from qcc.commands.profile import show_profile
 from qcc.commands.run import artifact_data
 from qcc.errors import ConfigError
 
@@ -44,6 +45,9 @@ def bench_command(
     ] = "warm,cold",
     amx: Annotated[bool, typer.Option("--amx/--no-amx", help="Whether any engine may use AMX.")] = True,
     isa: IsaOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time the kernels of a cpu artifact instead.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Time an artifact, interleaved with the same model in onnxruntime (fp32 and int8) and OpenVINO (int8).
@@ -55,6 +59,9 @@ def bench_command(
     """
     from qcc.bench import Job, run, run_without_amx
 
+    if profile:
+        show_profile(artifact, isa, rounds, as_json=as_json)
+        return
     peers = _listed(against, "--against") if against is not None else ("onnxruntime",) if model is not None else ()
     settings = Job(artifact, {}, _counts(threads), rounds, _listed(weights, "--weights"), peers, isa=isa)
     job = _with_data(settings, model, data, batch)

@@ -20,6 +20,12 @@ from qcc.runtime.program import Argument, Level, Program
 PROFILE: Final = "qcc_profile"
 """The library's function that measures its steps; see ``Network.profile``."""
 
+PEAK: Final = "qcc_peak"
+"""The library's function that multiplies as fast as the processor can; see ``Network.peak``."""
+
+PEAK_SCRATCH: Final = 16 << 10
+"""Bytes that ``PEAK`` works in."""
+
 
 class Library:
     """A shared library of C functions, unloaded with this object."""
@@ -96,6 +102,19 @@ class Network:
         outs = [_at(outputs[a.name], a, 0) for a in self.program.outputs]
         function(*ins, *outs, self.constants, self.arena()[1], pointer(stamps), repeats)
         return np.diff(stamps)
+
+    def peak(self) -> tuple[int, int]:
+        """Ticks of the time-stamp counter, and the operations that were done in them at the processor's best.
+
+        Both are 0 where the library has no function for it.
+        """
+        try:
+            function = self._library.function(PEAK, [ctypes.c_void_p] * 2)
+        except ArtifactError:
+            return 0, 0
+        scratch, stamps = aligned(np.zeros(PEAK_SCRATCH, np.uint8)), np.zeros(3, np.int64)
+        function(pointer(scratch), pointer(stamps))
+        return int(stamps[1] - stamps[0]), int(stamps[2])
 
     def _padded(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, count: int

@@ -3,9 +3,9 @@
 
     python tests/bench/kernels.py [--isa amx,avx512vnni] [--rounds N] [PATTERN ...]
 
-Shapes are written kind:channels>outputs@height x width/kernel/stride; kind16 takes 13-bit codes. Every round runs each kernel
-a fraction of a millisecond; the first figure is the best round, the second the median. Caches are
-warm: what a kernel takes inside a network, ``qcc bench --profile`` says.
+Shapes are written kind:channels>outputs@height x width/kernel/stride; kind16 takes 13-bit codes.
+Every round runs each kernel a fraction of a millisecond; the first figure is the best round, the
+second the median. Caches are warm: what a kernel takes inside a network, ``qcc bench --profile`` says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage
@@ -122,7 +123,7 @@ class Shape:
         if self.kind == "max_pool":
             return b.graph([b.op("max_pool2d", [x], quant=given, kernel=(self.kernel,) * 2, **window)])
         outputs = 1 if self.kind == "mean" else self.outputs
-        constants = [np.full(outputs, 1 << 16, np.int32), np.full(outputs, 1 << 34, np.int64)]
+        constants: list[NDArray[Any]] = [np.full(outputs, 1 << 16, np.int32), np.full(outputs, 1 << 34, np.int64)]
         if self.kind == "mean":
             scalars = [b.constant(a.reshape(()), "k") for a in constants]
             return b.graph([b.op("ireduce_sum", [x, *scalars], axes=(2, 3), keepdims=True, **clamp)])

@@ -32,12 +32,13 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.runtime.tvm_network import PROFILE
+from qcc.runtime.tvm_network import PEAK, PROFILE
 from qcc_targets.cpu.cost import operations, traffic
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, SLACK
 from qcc_targets.cpu.lowering import Lowered, Space, Step
 from qcc_targets.cpu.memory import MemoryPlan, plan
+from qcc_targets.cpu.peak import peak_function
 from qcc_targets.cpu.select import select
 
 NETWORK: Final = "qcc_network"
@@ -66,7 +67,7 @@ class Network:
     """Everything that a library is compiled from, and what it needs at run time.
 
     ``functions`` maps symbols to distinct kernels; ``callers`` are the exported functions:
-    ``qcc_network``, where time stamps can be read ``qcc_profile``, and the sizes.
+    ``qcc_network``, where time stamps can be read ``qcc_profile`` and ``qcc_peak``, and the sizes.
     """
 
     functions: dict[str, tirx.PrimFunc]
@@ -105,6 +106,8 @@ def assemble(lowered: Lowered, isa: Isa) -> Network:
     }
     if isa.machine == "x86_64":
         callers[PROFILE] = _network(lowered, memory, calls, timed=True)
+        if (peak := peak_function(isa)) is not None:
+            callers[PEAK] = peak
     return Network(symbols.functions, callers, blob, memory.size, report)
 
 
