@@ -102,7 +102,7 @@ def _on_planes(work: Contraction, split: Split, weights: NDArray[np.int64], zero
 
 def _bytes_fit(tensors: Sequence[View], weights: NDArray[np.int64]) -> bool:
     x, y, *r = tensors
-    if x.dtype not in _INPUTS or y.dtype not in _OUTPUTS or any(v.dtype != "u8" for v in r):
+    if x.dtype not in _INPUTS or y.dtype not in _OUTPUTS or any(v.dtype not in ("u8", "u16") for v in r):
         return False
     axis = 1 if x.rank == 4 and weights.ndim == 4 else x.rank - 1
     if any(v.strides[axis] != 1 and v.shape[axis] != 1 for v in tensors):

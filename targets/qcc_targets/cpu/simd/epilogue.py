@@ -173,12 +173,13 @@ class Epilogue:
             packed = emit.bind(emit.minimum(packed, emit.splat(base, requant.high, 4 * lanes)))
         return packed
 
-    def residual_halves(self, codes: Expr) -> tuple[Expr, Expr]:
-        """Even and odd residual codes of one vector, of ``lanes`` bytes, in 64-bit lanes."""
+    def residual_halves(self, codes: Expr, bits: int) -> tuple[Expr, Expr]:
+        """Even and odd residual codes of one vector of ``lanes``, unsigned and ``bits`` wide, in 64-bit lanes."""
         half = self.lanes // 2
-        pairs = emit.bits(f"uint16x{half}", codes)
+        pairs = emit.bits(f"uint{2 * bits}x{half}", codes)
         wide = emit.bind(emit.cast(f"int64x{half}", pairs))
-        return emit.bind(wide & emit.splat("int64", 255, half)), emit.bind(wide >> emit.splat("int64", 8, half))
+        low = emit.splat("int64", (1 << bits) - 1, half)
+        return emit.bind(wide & low), emit.bind(wide >> emit.splat("int64", bits, half))
 
 
 def _signed(value: Expr, half: int) -> Expr:

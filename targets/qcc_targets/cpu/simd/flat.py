@@ -99,7 +99,7 @@ class FlatBlock:
         last = min(first + 4, -(-self.positions * self.channels // self.lanes))
         results = []
         for v in range(first, last):
-            added = self.epilogue.residual_halves(self._gather(residual, v)) if residual else None
+            added = self._residual(residual, v) if residual else None
             results.append(self.epilogue.requantize(halves(v), constants[v % self.period], added))
         if not self.bytes:
             for v, result in zip(range(first, last), results, strict=True):
@@ -149,8 +149,12 @@ class FlatBlock:
             part = value if whole else emit.shuffle([value], range(begin, begin + length))
             emit.store(buffer, base + offset, part, length)
 
+    def _residual(self, source: tuple[Memory, Place], vector: int) -> tuple[Expr, Expr]:
+        codes = self._gather(source, vector)
+        return self.epilogue.residual_halves(codes, 8 * np.dtype(source[0].buffer.dtype).itemsize)
+
     def _gather(self, source: tuple[Memory, Place], vector: int) -> Expr:
-        """The bytes of vector number ``vector`` in flat order; what lies past the block is anything."""
+        """The codes of vector number ``vector`` in flat order; what lies past the block is anything."""
         buffer, place = source
         runs = self._runs(place, self.lanes * vector, self.lanes)
         if len(runs) == 1:

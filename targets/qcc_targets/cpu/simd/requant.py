@@ -72,10 +72,10 @@ def fold(
 ) -> Requant | None:
     """The requantization of a contraction with ``weights`` [O, …], which are less their zero point.
 
-    ``residual`` is the slot of the residual operand; its multiplier follows it, and may grow to 44
-    bits where ``wide_residual``, else to 32, when scaled. With ``centred``, accumulators are sums
-    over codes less the zero point instead. None where an accumulator may leave int32, or a result
-    int32 before the clamp.
+    ``residual`` is the slot of the residual operand, unsigned codes; its multiplier follows it, and may
+    grow when scaled: to 32 bits, or where ``wide_residual`` as long as products fit 52. With
+    ``centred``, accumulators are sums over codes less the zero point instead. None where an accumulator
+    may leave int32, or a result int32 before the clamp.
     """
     channels = len(weights)
     rows = weights.reshape(channels, -1)
@@ -88,16 +88,22 @@ def fold(
         floor, ceiling = _bounds(rows, low, high)
         c = c - zero_point * rows.sum(axis=1) * m
     mr = None if residual is None else _vector(site, residual + 1, channels)
-    return scaled(site, m, c, mr, floor, ceiling, 44 if wide_residual else 32)
+    most = 0 if residual is None else int(np.iinfo(DTYPES[site.op.operands[residual].type.dtype]).max)
+    return scaled(site, m, c, mr, floor, ceiling, most, 52 - most.bit_length() if wide_residual else 32)
 
 
-def scaled(site: Site, m: Any, c: Any, mr: Any, floor: Any, ceiling: Any, residual_bits: int = 32) -> Requant | None:
-    """A ``Requant`` from exact (object) vectors, or None where its numbers do not fit the lanes."""
+def scaled(
+    site: Site, m: Any, c: Any, mr: Any, floor: Any, ceiling: Any, residual: int = 0, residual_bits: int = 32
+) -> Requant | None:
+    """A ``Requant`` from exact (object) vectors, or None where its numbers do not fit the lanes.
+
+    ``residual`` is the greatest code that ``mr``, if any, multiplies; ``mr`` may grow to ``residual_bits``.
+    """
     if max(np.abs(floor).max(), np.abs(ceiling).max()) >= 1 << 31:
         return None
     total = np.maximum(np.abs(floor * m + c), np.abs(ceiling * m + c))
     if mr is not None:
-        total = total + 255 * np.abs(mr)
+        total = total + residual * np.abs(mr)
     reach, shift = int(total.max()), site.op.int_attr("shift")
     if reach >> shift >= 1 << 31 or reach >= 1 << 63:
         return None
