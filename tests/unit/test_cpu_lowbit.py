@@ -25,7 +25,7 @@ ISAS = ("avx2", "avx512vnni", "amx")
 
 
 class Net:
-    """Layers of all widths side by side over two inputs, so that an instruction set costs one compilation."""
+    """Layers of all widths side by side over three inputs, so that an instruction set costs one compilation."""
 
     def __init__(self) -> None:
         self.b = GraphBuilder("lowbit", Stage.INTEGER)
@@ -37,7 +37,8 @@ class Net:
         codes = self.rng.integers(low, -low, shape).astype(np.int8)
         codes.flat[:2] = low, -low - 1
         w = self.b.constant(codes, "w", quant=Quant(bits, True, (Dyadic(1, 7),) * shape[0], axis=0))
-        gain = 2**32 / (75 * -low * np.prod(shape[1:]) ** 0.5) * 40
+        deviation = 75 if x.type.dtype == "u8" else 75 << 8
+        gain = 2**32 / (deviation * -low * np.prod(shape[1:]) ** 0.5) * 40
         m = self.b.constant((self.rng.uniform(0.3, 1, shape[0]) * gain).astype(np.int32), "m")
         c = self.b.constant(self.rng.integers(20 << 32, 200 << 32, shape[0]), "c")
         extra = [v for r in more for v in (r, self.b.constant(np.full(shape[0], 1 << 28, np.int32), "mr"))]
@@ -55,6 +56,7 @@ def network() -> tuple[Graph, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     n = Net()
     image = n.b.input("image", (BATCH, 3, 9, 8), "u8", UNIT)
     rows = n.b.input("rows", (BATCH, 70), "u8", UNIT)
+    words = n.b.input("words", (BATCH, 20, 5, 6), "u16", Quant(16, False, (Dyadic(1, 12),), 700))
     for bits in range(2, 8):
         n.layer("idense", bits, rows, (130, 70))
     stem = n.layer("iconv2d", 5, image, (33, 3, 3, 3), **window(1))
@@ -63,10 +65,12 @@ def network() -> tuple[Graph, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     n.layer("iconv2d", 4, point, (40, 64, 3, 3), **window(1))
     n.layer("iconv2d", 2, point, (24, 16, 3, 3), **window(1, 2, 4))
     n.layer("iconv2d", 4, point, (64, 1, 3, 3), **window(1, 1, 64))
+    n.layer("iconv2d", 4, words, (40, 20, 3, 3), **window(1))
     graph = n.b.graph(n.outputs)
     inputs = {
         "image": n.rng.integers(0, 256, (2, 3, 9, 8)).astype(np.uint8),
         "rows": n.rng.integers(0, 256, (2, 70)).astype(np.uint8),
+        "words": n.rng.integers(0, 1 << 16, (2, 20, 5, 6)).astype(np.uint16),
     }
     return graph, inputs, evaluate(graph, inputs)
 

@@ -98,6 +98,7 @@ def words_in(b: Bench) -> None:
     b.conv(b.x(3, 9, 11, quant=grid(16, True, -3)), 32, (7, 7), (2, 2), (3, 3, 3, 3))
     b.conv(b.x(1, 13, 10, quant=grid(12, zero_point=100)), 64, (5, 4), (2, 2), (2, 1, 2, 1), quant=grid(16))
     b.conv(b.x(16, 6, 5, quant=grid(14)), 16, residual=b.x(16, 6, 5))
+    b.conv(b.x(20, 6, 5, quant=grid(16, zero_point=9)), 40)
     b.conv(b.x(16, 6, 5), 33, quant=grid(16, zero_point=900), residual=b.x(33, 6, 5, quant=grid(16, zero_point=90)))
     b.conv(b.x(8, 6, 5), 64, (1, 1), pads=(0, 0, 0, 0), residual=b.x(64, 6, 5, quant=grid(16)))
     b.conv(b.x(64, 4, 4, quant=grid(13)), 80, (1, 1), pads=(0, 0, 0, 0))

@@ -79,7 +79,9 @@ def amx_candidates(work: Contraction) -> list[AmxBlocking]:
     cut = positions.tiles(work.shape, work.strides, ROWS)
     widths = [work.outputs] if work.outputs <= ROWS else [16, 32, 48, 64, 80]
     if work.outputs <= 4 * ROWS:
-        widths = [w for w in widths if w < work.outputs and work.outputs % w == 0] + [work.outputs]
+        # Two planes of the input need twice the registers: then blocks may have to overlap.
+        even = [w for w in widths if w < work.outputs and (work.outputs % w == 0 or work.planes > 1)]
+        widths = [*even, work.outputs]
     for channels in dict.fromkeys(w for w in widths if w <= work.outputs):
         columns = -(-channels // ROWS)
         for rows in range(work.planes, 5, work.planes):
