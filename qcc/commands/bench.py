@@ -45,9 +45,7 @@ def bench_command(
     ] = "warm,cold",
     amx: Annotated[bool, typer.Option("--amx/--no-amx", help="Whether any engine may use AMX.")] = True,
     isa: IsaOption = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Time the kernels of a cpu artifact instead.")
-    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Time the kernels of a cpu artifact instead.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Time an artifact, interleaved with the same model in onnxruntime (fp32 and int8) and OpenVINO (int8).

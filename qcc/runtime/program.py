@@ -26,7 +26,8 @@ class Level(Strict):
     """The code for one instruction set.
 
     ``library``, ``constants`` and ``border`` are names of files beside ``network.json``; the border
-    library quantizes inputs, where any have a grid. ``arena`` is the bytes that one call works in.
+    library quantizes inputs, where any have a grid. ``arena`` is the bytes that one call works in,
+    ``control`` those through which threads share a call; 0 where they cannot.
     """
 
     isa: str
@@ -36,6 +37,7 @@ class Level(Strict):
     constants: str
     border: str | None = None
     arena: int = Field(ge=0, le=1 << 40)
+    control: int = Field(default=0, ge=0, le=1 << 30)
 
 
 class Program(Strict):
@@ -50,6 +52,8 @@ class Program(Strict):
     machine: str
     """The processor family that the code is for, as ``platform.machine()`` spells it."""
     levels: tuple[Level, ...] = Field(min_length=1)
+    threads: int = Field(default=1, ge=1)
+    """Threads among which the steps of a call are divided."""
     batch: int = Field(ge=1)
     inputs: tuple[Argument, ...]
     outputs: tuple[Argument, ...]

@@ -26,8 +26,8 @@ class TvmBackend:
     """The backend ``tvm``: one call per ``batch`` samples, each in an arena of its own.
 
     Of several instruction sets it takes the richest that this machine has, or ``isa``. The
-    constants stay in their file, mapped; arenas are reused. With several threads, the samples of a
-    batch are spread over them.
+    constants stay in their file, mapped; arenas are reused. Several threads share a call where the
+    artifact was compiled for it, and spread over the samples of a batch that takes as many calls.
     """
 
     alignment: Final = 1
@@ -37,10 +37,11 @@ class TvmBackend:
         program = Program.from_bytes(_file(files, PROGRAM).read_bytes())
         level = choose(program, isa)
         constants = np.memmap(_file(files, level.constants), mode="r")
-        self.network = Network(program, level, _file(files, level.library), constants)
+        self.network = Network(program, level, _file(files, level.library), constants, threads)
         border = level.border
         self._border = NativeBorder(_file(files, border), manifest.inputs) if border is not None else None
         self._direct = Direct.of(manifest, self._border, self.network)
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "qcc") if threads > 1 else None
 
     def direct(self, inputs: Mapping[str, Any], raw: bool) -> dict[str, NDArray[Any]] | None:
@@ -56,11 +57,11 @@ class TvmBackend:
         program = self.network.program
         outputs = {a.name: np.empty((batch, *a.shape[1:]) if a.batched else a.shape, a.dtype) for a in program.outputs}
         starts = range(0, batch, program.batch)
-        if self._pool is None or len(starts) == 1:
+        if self._pool is None or len(starts) == 1 or (program.threads > 1 and len(starts) < self._threads):
             for start in starts:
                 self.network.call(inputs, outputs, start, batch)
         else:
-            list(self._pool.map(lambda start: self.network.call(inputs, outputs, start, batch), starts))
+            list(self._pool.map(lambda start: self.network.call(inputs, outputs, start, batch, alone=True), starts))
         return outputs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from qcc.errors import ArtifactError
 from qcc.runtime.backend import ALIGNMENT
 from qcc.runtime.pointers import address, pointer
 from qcc.runtime.program import Argument, Level, Program
+from qcc.runtime.team import Team
 
 PROFILE: Final = "qcc_profile"
 """The library's function that measures its steps; see ``Network.profile``."""
@@ -25,6 +26,9 @@ PEAK: Final = "qcc_peak"
 
 PEAK_SCRATCH: Final = 16 << 10
 """Bytes that ``PEAK`` works in."""
+
+SHARE: Final = "qcc_share"
+"""The library's function that several threads call for one inference; see ``Team``."""
 
 
 class Library:
@@ -51,17 +55,24 @@ class Library:
 class Network:
     """A loaded library with its constants; may be called from several threads.
 
-    ``function`` takes the addresses of inputs, outputs, ``constants`` and an ``arena``.
+    ``function`` takes the addresses of inputs, outputs, ``constants`` and an ``arena``; where the
+    library allows it, ``threads`` threads share its work. ``alone`` is the same on one thread.
     """
 
-    def __init__(self, program: Program, level: Level, library: Path, constants: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, program: Program, level: Level, library: Path, constants: NDArray[np.uint8], threads: int = 1
+    ) -> None:
         self.program = program
         self.level = level
         self._constants = constants if address(constants) % ALIGNMENT == 0 else aligned(constants)
         self.constants = pointer(self._constants)
         self._library = Library(library)
         self._pointers = [ctypes.c_void_p] * (len(program.inputs) + len(program.outputs) + 2)
-        self.function = self._library.function(program.entry, self._pointers)
+        self.alone = self._library.function(program.entry, self._pointers)
+        self.function: Callable[..., None] = self.alone
+        if (team := min(threads, program.threads)) > 1:
+            share = self._library.function(SHARE, [*self._pointers, ctypes.c_void_p])
+            self.function = Team(share, level.control, team)
         self._arenas: deque[tuple[NDArray[np.uint8], ctypes.c_void_p]] = deque()
 
     def arena(self) -> tuple[NDArray[np.uint8], ctypes.c_void_p]:
@@ -70,19 +81,26 @@ class Network:
         return memory, pointer(memory)
 
     def call(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, batch: int
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        start: int,
+        batch: int,
+        *,
+        alone: bool = False,
     ) -> None:
         """Compute the samples from ``start`` on, as many as one call takes; a short rest is computed with padding.
 
         Arrays are C-contiguous, of the program's element types and shapes, with ``batch`` samples.
+        ``alone``: on this thread only.
         """
         count = min(self.program.batch, batch - start)
         if count < self.program.batch and any(a.batched for a in (*self.program.inputs, *self.program.outputs)):
-            self._padded(inputs, outputs, start, count)
+            self._padded(inputs, outputs, start, count, alone)
             return
         ins = [_at(inputs[a.name], a, start) for a in self.program.inputs]
         outs = [_at(outputs[a.name], a, start) for a in self.program.outputs]
-        self._call(ins, outs)
+        self._call(self.alone if alone else self.function, ins, outs)
 
     def profile(
         self,
@@ -117,7 +135,12 @@ class Network:
         return int(stamps[1] - stamps[0]), int(stamps[2])
 
     def _padded(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], start: int, count: int
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        start: int,
+        count: int,
+        alone: bool,
     ) -> None:
         full = {a.name: inputs[a.name] for a in self.program.inputs}
         for a in self.program.inputs:
@@ -125,16 +148,18 @@ class Network:
                 full[a.name] = np.zeros(a.shape, a.dtype)
                 full[a.name][:count] = inputs[a.name][start:]
         results = {a.name: np.empty(a.shape, a.dtype) for a in self.program.outputs}
-        self.call(full, results, 0, self.program.batch)
+        self.call(full, results, 0, self.program.batch, alone=alone)
         for a in self.program.outputs:
             outputs[a.name][start if a.batched else 0 :] = results[a.name][: count if a.batched else None]
 
-    def _call(self, ins: Sequence[ctypes.c_void_p], outs: Sequence[ctypes.c_void_p]) -> None:
+    def _call(
+        self, function: Callable[..., None], ins: Sequence[ctypes.c_void_p], outs: Sequence[ctypes.c_void_p]
+    ) -> None:
         try:
             arena = self._arenas.pop()
         except IndexError:
             arena = self.arena()
-        self.function(*ins, *outs, self.constants, arena[1])
+        function(*ins, *outs, self.constants, arena[1])
         self._arenas.append(arena)
 
 

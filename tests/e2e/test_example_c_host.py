@@ -50,7 +50,17 @@ def test_the_host_gives_the_reference_bits(isa: str, tmp_path: Path) -> None:
     (level,) = program.levels
     assert program.machine == resolve(isa).machine and level.border is not None
     host = tmp_path / "host"
-    source: list[str | Path] = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-I", device, EXAMPLES / "c_host" / "main.c", "-o", host]
+    source: list[str | Path] = [
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-I",
+        device,
+        EXAMPLES / "c_host" / "main.c",
+        "-o",
+        host,
+    ]
     libraries: list[str | Path] = ["-L", device, f"-l:{level.library}", f"-l:{level.border}", f"-Wl,-rpath,{device}"]
     subprocess.run([compiler, *source, *libraries], check=True)
     images = np.load(QUICKSTART / "evaluation.npz")["image"][:IMAGES].astype("<f4")

@@ -18,8 +18,20 @@ void quantize_{type}(const float *x, {type}_t *codes, int64_t count, double inve
 """
 
 
-def write_header(graph: Graph, batch: int, quantized: Collection[str]) -> str:
-    """``network.h`` for the libraries of ``graph``; ``quantized`` are types that the border library makes."""
+_SHARE: Final = """\
+/* The same inference by several threads: each calls it with the same arguments, whenever it comes, and it
+   returns when all is done. control is {control} zeroed bytes for one inference, at a multiple of 64 bytes;
+   it must outlive every call that was given it, and nothing else is touched by a call that comes late. */
+void qcc_share({declared}, const void *constants, void *arena, void *control);
+"""
+
+
+def write_header(graph: Graph, batch: int, quantized: Collection[str], control: int = 0) -> str:
+    """``network.h`` for the libraries of ``graph``.
+
+    ``quantized`` are types that the border library makes, ``control`` the bytes through which threads
+    share a call; 0 where they cannot.
+    """
     upper = identifier(graph.name).upper()
     values = [*(("in", v) for v in graph.inputs), *(("out", v) for v in graph.outputs)]
     declared = ", ".join(f"{'const ' if role == 'in' else ''}{_declared(role, v)}" for role, v in values)
@@ -47,6 +59,7 @@ def write_header(graph: Graph, batch: int, quantized: Collection[str]) -> str:
             "   belongs to one call at a time. On x86-64 with AMX, Linux must have been asked for its use. */",
             f"void qcc_network({declared}, const void *constants, void *arena);",
             "",
+            *([_SHARE.format(control=control, declared=declared)] if control else []),
             *(_BORDER.format(type=t) for t in sorted(quantized)),
             "#ifdef __cplusplus",
             "}",

@@ -17,13 +17,15 @@ same time; both are 64-byte aligned. Their sizes, in bytes, tells
 
     void qcc_sizes(constants, arena)
 
-through two pointers to int64.
+through two pointers to int64. Where the network was divided among threads, there is also ``qcc_share``
+(see ``share``), which several threads call at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import tvm_ffi
@@ -32,14 +34,16 @@ from tvm.ir import PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.runtime.tvm_network import PEAK, PROFILE
+from qcc.runtime.tvm_network import PEAK, PROFILE, SHARE
 from qcc_targets.cpu.cost import operations, traffic
 from qcc_targets.cpu.isa import Isa
-from qcc_targets.cpu.kernel import ALIGN, SLACK
+from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel
 from qcc_targets.cpu.lowering import Lowered, Space, Step
 from qcc_targets.cpu.memory import MemoryPlan, plan
 from qcc_targets.cpu.peak import peak_function
+from qcc_targets.cpu.pieces import Piece, pieces
 from qcc_targets.cpu.select import select
+from qcc_targets.cpu.share import CONTROL_BYTES, Steps
 
 NETWORK: Final = "qcc_network"
 SIZES: Final = "qcc_sizes"
@@ -67,48 +71,72 @@ class Network:
     """Everything that a library is compiled from, and what it needs at run time.
 
     ``functions`` maps symbols to distinct kernels; ``callers`` are the exported functions:
-    ``qcc_network``, where time stamps can be read ``qcc_profile`` and ``qcc_peak``, and the sizes.
+    ``qcc_network``, where time stamps can be read ``qcc_profile`` and ``qcc_peak``, the sizes, and for
+    several threads ``qcc_share``, which works in ``control`` bytes more.
     """
 
     functions: dict[str, tirx.PrimFunc]
     callers: dict[str, tirx.PrimFunc]
     constants: bytes
     arena: int
+    control: int
     report: tuple[ReportRow, ...]
 
 
-def assemble(lowered: Lowered, isa: Isa) -> Network:
-    """Select kernels, plan memory, and write the functions. Raises TargetError."""
-    kernels = [select(step.site, isa) for step in lowered.steps]
-    memory = plan(lowered, kernels)
+def assemble(lowered: Lowered, isa: Isa, threads: int = 1) -> Network:
+    """Select kernels, plan memory, and write the functions; ``threads`` may share one call. Raises TargetError."""
+    steps = [_Divided(step, pieces(step.site, threads), isa) for step in lowered.steps]
+    memory = plan(lowered, [step.whole for step in steps])
     symbols = _Symbols()
-    names = [symbols.name(kernel.func) for kernel in kernels]
-    blob, starts = _blob([kernel.constants for kernel in kernels])
+    blob, starts = _blob([kernel.constants for step in steps for kernel in step.kernels])
+    following = iter(starts)
     calls = [
-        _Call(name, step, start, scratch)
-        for name, step, start, scratch in zip(names, lowered.steps, starts, memory.scratch, strict=True)
+        [
+            _Call(symbols.name(kernel.func), step.step, piece, next(following), scratch + offset)
+            for piece, kernel, offset in zip(step.pieces, step.kernels, step.scratch, strict=True)
+        ]
+        for step, scratch in zip(steps, memory.scratch, strict=True)
     ]
     report = tuple(
-        ReportRow(
-            step.site.op.kind,
-            step.site.op.result.name,
-            kernel.name,
-            name,
-            operations(step.site),
-            traffic(step.site, kernel),
-            len(kernel.constants),
-        )
-        for step, kernel, name in zip(lowered.steps, kernels, names, strict=True)
+        _row(call, kernel)
+        for step, together in zip(steps, calls, strict=True)
+        for call, kernel in zip(together, step.kernels, strict=True)
     )
-    callers = {
-        NETWORK: _network(lowered, memory, calls),
-        SIZES: _sizes(len(blob), memory.size),
-    }
+    callers = {NETWORK: _network(lowered, memory, calls, _InTurn()), SIZES: _sizes(len(blob), memory.size)}
     if isa.machine == "x86_64":
-        callers[PROFILE] = _network(lowered, memory, calls, timed=True)
+        callers[PROFILE] = _network(lowered, memory, calls, _Stopwatch())
         if (peak := peak_function(isa)) is not None:
             callers[PEAK] = peak
-    return Network(symbols.functions, callers, blob, memory.size, report)
+    if threads > 1:
+        callers[SHARE] = _network(lowered, memory, calls, _Shared(isa.machine))
+    control = CONTROL_BYTES * len(calls) if threads > 1 else 0
+    return Network(symbols.functions, callers, blob, memory.size, control, report)
+
+
+class _Divided:
+    """A step's pieces with their kernels; ``whole`` stands for all of them in the plan of memory."""
+
+    def __init__(self, step: Step, parts: Sequence[Piece], isa: Isa) -> None:
+        self.step, self.pieces = step, parts
+        self.kernels = [select(piece.site, isa) for piece in parts]
+        sizes = [-(-kernel.scratch // ALIGN) * ALIGN for kernel in self.kernels]
+        self.scratch = [sum(sizes[:i]) for i in range(len(sizes))]
+        inplace = [slot for slot in self.kernels[0].inplace if all(slot in k.inplace for k in self.kernels)]
+        scratch = sum(sizes) if len(sizes) > 1 else self.kernels[0].scratch
+        self.whole = replace(self.kernels[0], scratch=scratch, inplace=tuple(inplace))
+
+
+def _row(call: _Call, kernel: Kernel) -> ReportRow:
+    site = call.piece.site
+    return ReportRow(
+        site.op.kind,
+        site.op.result.name,
+        kernel.name,
+        call.symbol,
+        operations(site),
+        traffic(site, kernel),
+        len(kernel.constants),
+    )
 
 
 class _Symbols:
@@ -133,6 +161,7 @@ class _Symbols:
 class _Call:
     symbol: str
     step: Step
+    piece: Piece
     constants: int
     scratch: int
 
@@ -151,61 +180,96 @@ def _blob(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
     return bytes(blob) + b"\0" * SLACK, starts
 
 
-def _network(lowered: Lowered, memory: MemoryPlan, calls: Sequence[_Call], *, timed: bool = False) -> tirx.PrimFunc:
+class _InTurn:
+    """The body of ``qcc_network``: one call after another."""
+
+    name = NETWORK
+
+    def declare(self) -> Any:
+        """The further parameters; returns the scope of the body."""
+        return nullcontext()
+
+    def step(self, calls: Sequence[Any]) -> None:
+        for call in calls:
+            T.evaluate(call)
+
+
+class _Shared:
+    """The body of ``qcc_share``."""
+
+    name = SHARE
+
+    def __init__(self, machine: str) -> None:
+        self._machine = machine
+
+    def declare(self) -> Any:
+        self._steps = Steps(self._machine, T.arg("control", tirx.Var("control", PointerType(PrimType("int32")))))
+        return self._steps.imported()
+
+    def step(self, calls: Sequence[Any]) -> None:
+        self._steps.step(calls)
+
+
+class _Stopwatch:
+    """The body of ``qcc_profile``."""
+
+    name = PROFILE
+
+    def declare(self) -> Any:
+        stamps = T.arg("stamps", tirx.Var("stamps", PointerType(PrimType("int64"))))
+        self._repeats = T.arg("repeats", tirx.Var("repeats", "int64"))
+        self._stamps = T.decl_buffer((1 << 40,), "int64", data=stamps, layout=None)
+        self._number = 0
+        self._stamp()
+        return nullcontext()
+
+    def step(self, calls: Sequence[Any]) -> None:
+        for call in calls:
+            with T.serial(T.int64(0), self._repeats):
+                T.evaluate(call)
+            self._stamp()
+
+    def _stamp(self) -> None:
+        counter = tirx.call_llvm_intrin("int64", "llvm.readcyclecounter")
+        T.buffer_store(self._stamps, counter, [T.int64(self._number)])
+        self._number += 1
+
+
+def _network(
+    lowered: Lowered, memory: MemoryPlan, steps: Sequence[Sequence[_Call]], body: _InTurn | _Shared | _Stopwatch
+) -> tirx.PrimFunc:
     external = [(s.space, s.index) for s in lowered.storages if s.space is not Space.ARENA]
     inputs = sorted(index for space, index in external if space is Space.INPUT)
     outputs = sorted(index for space, index in external if space is Space.OUTPUT)
     names = [*(f"input{i}" for i in inputs), *(f"output{i}" for i in outputs), "constants", "arena"]
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        T.func_name(PROFILE if timed else NETWORK)
+        T.func_name(body.name)
         T.func_attr({"tirx.noalias": False})
         pointers = {name: T.arg(name, tirx.Var(name, PointerType(PrimType("uint8")))) for name in names}
-        stopwatch = _Stopwatch.declared() if timed else None
+        scope = body.declare()
         bytes_of = {name: T.decl_buffer((1 << 40,), "uint8", data=p, layout=None) for name, p in pointers.items()}
 
-        def at(storage: int) -> Any:
+        def at(storage: int, distance: int) -> Any:
             offset, block = memory.storages[storage], lowered.storages[storage]
             if offset is None:
-                return pointers[f"{block.space.value}{block.index}"]
-            return tirx.address_of(bytes_of["arena"][T.int64(offset)])
+                name = f"{block.space.value}{block.index}"
+                return tirx.address_of(bytes_of[name][T.int64(distance)]) if distance else pointers[name]
+            return tirx.address_of(bytes_of["arena"][T.int64(offset + distance)])
 
-        if stopwatch is not None:
-            stopwatch.stamp(0)
-        for number, call in enumerate(calls):
+        def written(call: _Call) -> Any:
+            sources = zip(call.step.inputs, call.piece.inputs, strict=True)
             arguments = [
-                *(at(storage) for storage in call.step.inputs),
+                *(at(storage, distance) for storage, distance in sources),
                 tirx.address_of(bytes_of["constants"][T.int64(call.constants)]),
-                at(call.step.output),
+                at(call.step.output, call.piece.output),
                 tirx.address_of(bytes_of["arena"][T.int64(call.scratch)]),
             ]
-            step = tirx.call_extern("void", call.symbol, *arguments)
-            if stopwatch is None:
-                T.evaluate(step)
-            else:
-                stopwatch.measure(number, step)
+            return tirx.call_extern("void", call.symbol, *arguments)
+
+        with scope:
+            for together in steps:
+                body.step([written(call) for call in together])
     return ib.get()
-
-
-@dataclass(frozen=True, slots=True)
-class _Stopwatch:
-    stamps: Any
-    repeats: Any
-
-    @classmethod
-    def declared(cls) -> _Stopwatch:
-        """The further parameters of the function under construction."""
-        stamps = T.arg("stamps", tirx.Var("stamps", PointerType(PrimType("int64"))))
-        repeats = T.arg("repeats", tirx.Var("repeats", "int64"))
-        return cls(T.decl_buffer((1 << 40,), "int64", data=stamps, layout=None), repeats)
-
-    def stamp(self, number: int) -> None:
-        counter = tirx.call_llvm_intrin("int64", "llvm.readcyclecounter")
-        T.buffer_store(self.stamps, counter, [T.int64(number)])
-
-    def measure(self, number: int, step: Any) -> None:
-        with T.serial(T.int64(0), self.repeats):
-            T.evaluate(step)
-        self.stamp(number + 1)
 
 
 def _sizes(constants: int, arena: int) -> tirx.PrimFunc:

@@ -39,7 +39,8 @@ class CpuTarget(Target):
 
     ``isa`` lists levels of instruction sets, or ``native``: the artifact holds the network for each,
     and takes the richest that the machine has when it is loaded. ``mcpu`` is an LLVM processor name,
-    which implies a level. ``batch`` samples are computed per call. A compiling process may take
+    which implies a level. ``batch`` samples are computed per call; up to ``threads`` threads can share
+    a call, which takes more code. A compiling process may take
     ``seconds`` of processor time and ``memory_mib`` of memory.
     """
 
@@ -49,6 +50,7 @@ class CpuTarget(Target):
     isa: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("native",)
     mcpu: str | None = None
     batch: int = Field(default=1, ge=1, le=4096)
+    threads: int = Field(default=1, ge=1, le=64)
     seconds: int = Field(default=600, ge=1)
     memory_mib: int = Field(default=8192, ge=512)
 
@@ -72,13 +74,14 @@ class CpuTarget(Target):
         built, report = [], {}
         for number, isa in enumerate(levels):
             ctx.progress("kernels", number, len(levels))
-            network = assemble(lower(graph, self.batch), isa)
+            network = assemble(lower(graph, self.batch), isa, self.threads)
             built.append(_write_level(graph, network, isa, compiler, out))
             report[isa.name] = [asdict(row) for row in network.report]
         ctx.progress("kernels", len(levels), len(levels))
         (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        (out / PROGRAM).write_bytes(describe(graph, built, levels[0].machine, self.batch).to_bytes())
-        (out / HEADER).write_text(write_header(graph, self.batch, {v.type.numpy.name for v in bordered(graph)}))
+        (out / PROGRAM).write_bytes(describe(graph, built, levels[0].machine, self.batch, self.threads).to_bytes())
+        quantized = {v.type.numpy.name for v in bordered(graph)}
+        (out / HEADER).write_text(write_header(graph, self.batch, quantized, built[0].control))
         return sorted(out.iterdir())
 
     def _started_compiler(self, processes: int) -> Compiler:
@@ -117,15 +120,17 @@ def describe_level(network: Network, isa: Isa, border: bool = False) -> Level:
         constants=f"constants-{isa.name}.bin",
         border=f"border-{isa.name}.so" if border else None,
         arena=network.arena,
+        control=network.control,
     )
 
 
-def describe(graph: Graph, levels: Sequence[Level], machine: str, batch: int) -> Program:
+def describe(graph: Graph, levels: Sequence[Level], machine: str, batch: int, threads: int = 1) -> Program:
     """What the runtime must know of the network, whatever the instruction set."""
     return Program(
         entry=NETWORK,
         machine=machine,
         levels=tuple(levels),
+        threads=threads,
         batch=batch,
         inputs=tuple(_argument(v, batch) for v in graph.inputs),
         outputs=tuple(_argument(v, batch) for v in graph.outputs),

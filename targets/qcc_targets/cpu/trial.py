@@ -34,16 +34,18 @@ def compile_and_run(
     return run(compile_graph(graph, isa, batch, compiler), inputs)
 
 
-def compile_graph(graph: Graph, isa: str | Isa = "native", batch: int = 1, compiler: Compiler | None = None) -> Network:
-    """The loaded library of an integer graph. Raises TargetError."""
+def compile_graph(
+    graph: Graph, isa: str | Isa = "native", batch: int = 1, compiler: Compiler | None = None, threads: int = 1
+) -> Network:
+    """The loaded library of an integer graph, whose calls ``threads`` threads share. Raises TargetError."""
     level = resolve(isa) if isinstance(isa, str) else isa
-    network = assemble(lower(graph, batch), level)
+    network = assemble(lower(graph, batch), level, threads)
     with tempfile.TemporaryDirectory(prefix="qcc-") as folder:
         path = Path(folder) / "network.so"
         write_library(network, level, compiler or Compiler(), path)
         found = describe_level(network, level)
-        program = describe(graph, [found], level.machine, batch)
-        return Network(program, choose(program), path, np.frombuffer(network.constants, np.uint8))
+        program = describe(graph, [found], level.machine, batch, threads)
+        return Network(program, choose(program), path, np.frombuffer(network.constants, np.uint8), threads)
 
 
 def run(network: Network, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
