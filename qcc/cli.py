@@ -19,8 +19,10 @@ from qcc.commands.fuzz import fuzz_command
 from qcc.commands.inspect import inspect_command
 from qcc.commands.opt import opt_command
 from qcc.commands.plugins import passes_command, targets_command
+from qcc.commands.report import report_command
 from qcc.commands.run import run_command
 from qcc.commands.schema import schema_command
+from qcc.commands.search import search_command
 from qcc.commands.verify import verify_command
 from qcc.errors import QccError
 
@@ -39,6 +41,8 @@ app.command("compile")(compile_command)
 app.command("run")(run_command)
 app.command("verify")(verify_command)
 app.command("inspect")(inspect_command)
+app.command("search")(search_command)
+app.command("report")(report_command)
 app.command("bench")(bench_command)
 app.command("opt")(opt_command)
 app.command("fuzz")(fuzz_command)

@@ -77,6 +77,10 @@ class DataConfig(Normalization):
     def _shorthand(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, (str, Path)) else value
 
+    def absolute(self) -> str:
+        """``path`` with its file from the root of the file system; modules stay."""
+        return _with_file(self.path, lambda file: str(file.resolve()))
+
     def limited(self, samples: int | None) -> DataConfig:
         """This, with no more than ``samples`` of it."""
         given = [n for n in (self.samples, samples) if n is not None]
@@ -156,6 +160,8 @@ class CompileConfig(Strict):
     seed: int = Field(default=0, ge=0)
     cache: Path | None = None
     """A folder that keeps calibration results between compilations."""
+    latency: Path | None = None
+    """A latency table of this model and device, as ``qcc search --latency`` writes it."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that the compiler may use; None: as many as there are processors."""
 
@@ -163,6 +169,8 @@ class CompileConfig(Strict):
         """This configuration as YAML, less what cannot change the artifact: where things lie on this machine."""
         fields = self.model_dump(mode="json", exclude={"output", "cache", "threads"})
         fields["model"] = self.model.name
+        if self.latency is not None:
+            fields["latency"] = self.latency.name
         if self.data is not None:
             fields["data"]["path"] = _with_file(self.data.path, lambda file: file.name)
         return str(yaml.safe_dump(fields, sort_keys=False))
@@ -218,7 +226,7 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key, field in (("target", "name"), ("input", "mode"), ("data", "path")):
         if isinstance(out.get(key), str):
             out[key] = {field: out[key]}
-    for key in ("model", "output", "cache"):
+    for key in ("model", "output", "cache", "latency"):
         if isinstance(out.get(key), str):
             out[key] = str(folder / out[key])
     data = out.get("data")

@@ -30,6 +30,7 @@ from qcc.ir.graph import Graph
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext, Progress
 from qcc.passmgr.facts import CalibrationData
+from qcc.passmgr.latency import read_latencies
 from qcc.passmgr.pipeline import Pipeline
 from qcc.passmgr.plugins import make_pass, make_recipe, make_target
 from qcc.passmgr.target import Target
@@ -53,7 +54,9 @@ class Compiled:
 
 
 @dataclass(slots=True)
-class _Clock:
+class Clock:
+    """Wall times by step."""
+
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -69,17 +72,9 @@ def compile_model(config: CompileConfig, *, force: bool = False, progress: Progr
     Raises a QccError that says what does not fit; nothing is written then.
     """
     check_output(config.output, force=force)
-    clock = _Clock()
-    target = make_target(config.target.name, config.target.options)
-    passes = plan_passes(config)
-    with clock("import"):
-        model = load_model(config.model, batch=config.batch, shapes=config.shapes)
-    threads = config.threads or os.cpu_count() or 1
-    ctx = PassContext(config.seed, threads, target.capabilities, cache=config.cache)
-    if progress is not None:
-        ctx.progress = progress
-    with clock("data"):
-        notes = (*model.notes, *_give_data(config, passes, model.graph, ctx))
+    clock = Clock()
+    ready = prepare(config, progress, clock)
+    target, passes, model, ctx, notes = ready.target, ready.passes, ready.model, ready.ctx, ready.notes
     legalization = tuple(target.passes())
     with _warnings_of(ctx) as warnings:
         graph = _run_passes(passes, model.graph, ctx, clock)
@@ -95,6 +90,37 @@ def compile_model(config: CompileConfig, *, force: bool = False, progress: Progr
         manifest = write_artifact(config.output, manifest, contents, force=force)
     size = sum(info.size for info in manifest.files.values())
     return Compiled(config.output, manifest, size, notes, clock.seconds, peak_rss_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that passes start from: the imported model, and a context that holds the calibration data."""
+
+    target: Target
+    passes: tuple[Pass, ...]
+    model: Model
+    ctx: PassContext
+    notes: tuple[str, ...]
+
+
+def prepare(config: CompileConfig, progress: Progress | None = None, clock: Clock | None = None) -> Prepared:
+    """Read what ``config`` names. Raises a QccError that says what does not fit."""
+    clock = clock or Clock()
+    target = make_target(config.target.name, config.target.options)
+    passes = plan_passes(config)
+    with clock("import"):
+        model = load_model(config.model, batch=config.batch, shapes=config.shapes)
+    threads = config.threads or os.cpu_count() or 1
+    ctx = PassContext(config.seed, threads, target.capabilities, cache=config.cache)
+    if progress is not None:
+        ctx.progress = progress
+    if config.latency is not None:
+        table = read_latencies(config.latency)
+        table.check(model.digest, target.device(), str(config.latency))
+        ctx.facts.put(table)
+    with clock("data"):
+        notes = (*model.notes, *_give_data(config, passes, model.graph, ctx))
+    return Prepared(target, passes, model, ctx, notes)
 
 
 class _Collector(logging.Handler):
@@ -161,7 +187,7 @@ def _give_data(config: CompileConfig, passes: Sequence[Pass], graph: Graph, ctx:
     return data.notes
 
 
-def _run_passes(passes: Sequence[Pass], graph: Graph, ctx: PassContext, clock: _Clock) -> Graph:
+def _run_passes(passes: Sequence[Pass], graph: Graph, ctx: PassContext, clock: Clock) -> Graph:
     """Run them with each one's wall time on the clock."""
     last = time.perf_counter()
 
@@ -199,6 +225,7 @@ def _report(graph: Graph, ctx: PassContext, notes: Sequence[str], warnings: Sequ
         "warnings": list(warnings),
         "calibration": {"samples": data.samples, "sha256": data.digest} if data else None,
         "weights": [size.describe() for size in layer_sizes(graph)],
+        "facts": ctx.facts.reports(),
         "certificates": {name: c.describe() for name, c in ctx.analyses(certificates, graph).items()},
     }
     return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()

@@ -2,6 +2,7 @@
 
 QccError                  exit code 1
  ├─ ConfigError      2    the user's configuration, option or data does not fit
+ │   └─ BudgetError       nothing is within the budgets; the message names the tightest that can be reached
  ├─ ModelError       3    the ONNX model is missing, malformed or unsafe
  │   └─ UnsupportedError  the model is sound, but holds nodes that qcc cannot compile
  ├─ PluginError      4    a plug-in is missing, duplicated, malformed, or raised
@@ -27,6 +28,10 @@ class QccError(Exception):
 
 class ConfigError(QccError):
     exit_code = 2
+
+
+class BudgetError(ConfigError):
+    pass
 
 
 class ModelError(QccError):

@@ -8,13 +8,17 @@ from pydantic import TypeAdapter
 
 from qcc.artifact.manifest import Manifest
 from qcc.config import CompileConfig
+from qcc.passmgr.latency import LatencyTable
 from qcc.passmgr.target import Capabilities
+from qcc.points import SearchReport
 from qcc.verify.report import VerifyReport
 
 MODELS: Final[Mapping[str, type]] = {
     "capabilities": Capabilities,
     "config": CompileConfig,
+    "latency-table": LatencyTable,
     "manifest": Manifest,
+    "search-report": SearchReport,
     "verify-report": VerifyReport,
 }
 

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qcc.errors import ConfigError, PassError
+from qcc.errors import BudgetError, ConfigError, PassError
 from qcc_passes.milp import SLACK, Program, Row, Vector, solve
 
 DROP: Final = "drop"
@@ -79,7 +79,7 @@ def assign(
     objective. ``gram``, if given, is positive semidefinite over all choices in order,
     [choices, choices], and replaces the sensitivities; ``max_cuts`` bounds the tangent planes, which
     leaves a gap where they do not suffice. Raises ConfigError for an unknown metric or a budget out
-    of reach (naming the tightest that can be reached), PassError when the solver fails.
+    of reach (BudgetError, naming the tightest that can be reached), PassError when the solver fails.
     """
     problem = _Problem(groups, budgets, gram, max_cuts)
     problem.check(minimize)
@@ -122,7 +122,7 @@ class _Problem:
         for metric, limit in self._budgets.items():
             least = self._tightest(metric, {})
             if least is not None and least > limit * (1 + SLACK):
-                raise ConfigError(f"no assignment has {metric} <= {limit:g}; the tightest reachable is {least:g}")
+                raise BudgetError(f"no assignment has {metric} <= {limit:g}; the tightest reachable is {least:g}")
 
     def least_drop(self) -> Assignment:
         """The least sensitivity within the budgets. Raises ConfigError when none is within all."""
@@ -132,7 +132,7 @@ class _Problem:
         else:
             best = self._outer_approximation(self._form)
         if self._drop is not None and best.objective > self._drop * (1 + SLACK):
-            raise ConfigError(
+            raise BudgetError(
                 f"no assignment within the other budgets has {DROP} <= {self._drop:g}; "
                 f"the tightest reachable is {best.objective:g}"
             )
@@ -186,7 +186,7 @@ class _Problem:
     def _solve(self, linear: Vector, planes: Sequence[tuple[Vector, float]] = ()) -> tuple[tuple[int, ...], float]:
         found = solve(self._program(), linear, planes)
         if found is None:
-            raise ConfigError(self._contradiction())
+            raise BudgetError(self._contradiction())
         return found
 
     def _program(self, more: Iterable[Row] = (), budgets: Mapping[str, float] | None = None) -> Program:

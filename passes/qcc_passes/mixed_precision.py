@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from qcc.errors import ConfigError
+from qcc.errors import BudgetError, ConfigError
 from qcc.ir.graph import Graph, Stage
 from qcc.passmgr.base import Pass
+from qcc.passmgr.candidates import Candidate, Candidates
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.latency import LatencyTable
 from qcc_passes.assignment import DROP, Assignment, Group, assign
-from qcc_passes.candidates import Candidate, Candidates
 from qcc_passes.costs import LATENCY
 from qcc_passes.facts import BitPlan
 from qcc_passes.head import Head, head, held_out_part, samples_in
@@ -76,8 +76,9 @@ class MixedPrecision(Pass):
         best = ranked[0]
         ctx.log.info("mixed-precision: %s wins with KL %.3g", best.objective, best.kl)
         samples = sum(map(samples_in, scorer.batches))
-        ctx.facts.put(Candidates(tuple(ranked), scene.facts(programs), self.budgets, self.minimize, samples))
-        ctx.facts.put(BitPlan(best.weight_bits, scene.by_value(best.activation_bits)))
+        plan = scene.by_value(best.activation_bits)
+        ctx.facts.put(Candidates(tuple(ranked), scene.facts(programs), self.budgets, self.minimize, plan, samples))
+        ctx.facts.put(BitPlan(best.weight_bits, plan))
         return graph
 
     def _solved(self, scene: Scene, programs: Sequence[Program]) -> Iterable[tuple[str, Assignment]]:
@@ -127,7 +128,7 @@ def uniform(groups: Sequence[Group], budgets: Mapping[str, float]) -> Assignment
         fixed = [Group(g.name, (c,), g.site) for g, c in zip(groups, picked, strict=True)]
         try:
             solved = assign(fixed, {m: v for m, v in budgets.items() if m != DROP})
-        except ConfigError:
+        except BudgetError:
             continue
         picks = tuple(g.choices.index(c) for g, c in zip(groups, picked, strict=True))
         return Assignment(picks, solved.objective, solved.objective, solved.used)

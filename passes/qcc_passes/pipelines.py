@@ -20,14 +20,39 @@ DEFAULT: Final = (
 ON_REQUEST: Final = {"byte-input": ("byte-input", "canonicalize")}
 """Passes that run only when options are given for them, with what follows them; before anything is measured."""
 
+SENSITIVITIES: Final = (
+    "sensitivity-perturbation",
+    "sensitivity-gauss-newton",
+    "sensitivity-hutchinson",
+    "sensitivity-eigenvalue",
+)
+"""Passes that measure what ``mixed-precision`` chooses by; the first two always do, the others on request."""
+
+NARROW: Final = ("mixed-precision", "assign-bits")
+"""Passes that choose bits; each runs on request, after calibration."""
+
 
 def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     """From FLOAT to INTEGER by calibration alone; ``options`` are those of the passes, by name.
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST}):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, "round-weights"}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
     start = DEFAULT.index("equalize-depthwise")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
-    return tuple(make_pass(name, options.get(name)) for name in (*DEFAULT[:start], *asked, *DEFAULT[start:]))
+    names = [*DEFAULT[:start], *asked, *DEFAULT[start:]]
+    at = names.index("quantize")
+    names[at:at] = choosing = _choosing_bits(options)
+    if choosing and "round-weights" not in names:
+        names.insert(names.index("quantize") + 1, "round-weights")
+    return tuple(make_pass(name, options.get(name)) for name in names)
+
+
+def _choosing_bits(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The passes that choose bits, as far as ``options`` asks for them. Raises ConfigError."""
+    chosen = [name for name in NARROW if name in options]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} both choose bits: give options for one of them")
+    measured = [n for i, n in enumerate(SENSITIVITIES) if n in options or ("mixed-precision" in chosen and i < 2)]
+    return [*measured, *chosen]

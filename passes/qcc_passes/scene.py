@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from qcc.errors import PassError
 from qcc.ir.graph import constants
 from qcc.ir.types import Quant
+from qcc.passmgr.candidates import LayerFacts
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.latency import LatencyTable
 from qcc_passes.activations import Site, activation_sites, fit
 from qcc_passes.assignment import Assignment, Choice, Group
-from qcc_passes.candidates import LayerFacts
 from qcc_passes.costs import LATENCY, PEAK, CostModel
 from qcc_passes.facts import Ranges
 from qcc_passes.head import Head

@@ -95,7 +95,7 @@ def compile_command(
             "passes": pass_options(pass_option or []) or None,
         }
     )
-    resolved = _resolve(config, flags, norm)
+    resolved = resolve(config, flags, norm)
 
     from qcc.driver import compile_model
 
@@ -112,7 +112,7 @@ def _target_options(texts: list[str], **short: str | None) -> dict[str, Any]:
     return {**assignments(texts, "--option"), **without_none(short)}
 
 
-def _resolve(path: Path | None, flags: dict[str, Any], norm: dict[str, Any]) -> CompileConfig:
+def resolve(path: Path | None, flags: dict[str, Any], norm: dict[str, Any]) -> CompileConfig:
     """The file, then the flags; the normalization goes to the input that takes bytes, else to the data."""
     from qcc.config import make_config, merge, read_fields
 

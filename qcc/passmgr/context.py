@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -42,6 +42,15 @@ class Analyses:
         return result
 
 
+@runtime_checkable
+class Reported(Protocol):
+    """A fact that belongs into reports."""
+
+    def report(self) -> dict[str, Any]:
+        """Plain data: what JSON holds."""
+        ...
+
+
 class Facts:
     """Facts measured on data (ranges, sensitivities), keyed by their own type."""
 
@@ -60,6 +69,10 @@ class Facts:
 
     def find(self, kind: type[T]) -> T | None:
         return self._by_type.get(kind)
+
+    def reports(self) -> dict[str, Any]:
+        """What facts have to say in a report, by the names of their types."""
+        return {kind.__name__: fact.report() for kind, fact in self._by_type.items() if isinstance(fact, Reported)}
 
     def kinds(self) -> frozenset[type]:
         return frozenset(self._by_type)

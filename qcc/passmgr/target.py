@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
 
 from qcc.ir.graph import Graph
+from qcc.passmgr.spelling import spell
 
 if TYPE_CHECKING:
     from qcc.passmgr.base import Pass
@@ -17,6 +19,16 @@ if TYPE_CHECKING:
 
 NARROW_BITS: Final = frozenset(range(2, 9))
 """All widths of codes that fit a byte; where a device clamps codes and counts bytes, it has them all."""
+
+
+def machine() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), "") or platform.processor() or platform.machine()
 
 
 class Capabilities(BaseModel):
@@ -46,6 +58,17 @@ class Target(BaseModel, ABC):
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """What the device can do."""
+
+    def device(self) -> str:
+        """What latencies are measured on: the target with its options, and the machine."""
+        return f"{spell(self.name, self.model_dump(mode='json', exclude_defaults=True))} on {machine()}"
+
+    def time_layers(self, artifact: Path) -> Mapping[str, float] | None:
+        """Seconds that each layer of an artifact for this target takes within one call, by the name of its result.
+
+        None where the device cannot be measured from here. Raises TargetError, ArtifactError.
+        """
+        return None
 
     def passes(self) -> Sequence[Pass]:
         """Legalization this target needs, run after every portable pass (INTEGER to INTEGER)."""

@@ -10,11 +10,13 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
+from qcc.artifact.store import read_artifact
 from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
 from qcc.runtime.program import PROGRAM, Argument, Level, Program
+from qcc.runtime.tvm_profile import profile
 from qcc_targets.cpu.border import border_functions, bordered
 from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
 from qcc_targets.cpu.header import write_header
@@ -29,6 +31,8 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+LAYERS: Final = ("iconv2d", "idense")
+"""Operations with weights."""
 HEADER: Final = "network.h"
 REPORT: Final = "kernels.json"
 """What became of every step, by instruction set, the richest first."""
@@ -67,6 +71,11 @@ class CpuTarget(Target):
     def capabilities(self) -> Capabilities:
         ops = frozenset(GENERIC) | frozenset(MOVES)
         return Capabilities(ops=ops, weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
+
+    def time_layers(self, artifact: Path) -> dict[str, float]:
+        """See ``Target.time_layers``: medians over runs of the whole network."""
+        steps = profile(read_artifact(artifact)).steps
+        return {step.result: step.inside for step in steps if step.op in LAYERS}
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         levels = resolve_all(self.isa, self.mcpu)

@@ -49,6 +49,8 @@ class Candidates:
     layers: tuple[LayerFacts, ...]
     budgets: Mapping[str, float]
     minimize: str
+    activation_plan: Mapping[str, int]
+    """The best candidate's activation bits, by value."""
     samples: int
     """Held-out samples that scored the candidates."""
 
@@ -60,8 +62,19 @@ class Candidates:
             "minimize": self.minimize,
             "scored_on": self.samples,
             "candidates": [{**asdict(c), "differs": _differing(c, best)} for c in self.tried],
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [_plain(layer) for layer in self.layers],
         }
+
+
+def _plain(layer: LayerFacts) -> dict[str, Any]:
+    """Bits become text, as the keys of JSON are."""
+    row = asdict(layer)
+    row["sensitivity"] = {name: _by_text(table) for name, table in layer.sensitivity.items()}
+    return {**row, "bytes": _by_text(layer.bytes), "seconds": _by_text(layer.seconds)}
+
+
+def _by_text(table: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(bits): value for bits, value in table.items()}
 
 
 def _differing(candidate: Candidate, best: Candidate) -> dict[str, list[int]]:

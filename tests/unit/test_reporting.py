@@ -1,0 +1,123 @@
+"""Reports: what they hold, and that the page stands alone."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcc.artifact.manifest import Manifest
+from qcc.errors import ArtifactError, ConfigError
+from qcc.points import Point, SearchReport, with_front
+from qcc.reporting.data import collect
+from qcc.reporting.html import page
+from qcc.reporting.plot import pareto
+
+WriteSmall = Callable[..., Manifest]
+
+
+def point(number: int, bits: int, kl: float) -> Point:
+    """A point of a search over one layer <a> with two candidates."""
+    layer = {
+        "layer": "<a>",
+        "kind": "conv2d",
+        "parameters": 1000,
+        "macs": 9000,
+        "sensitivity": {"pairwise": {"2": 0.5, "4": 0.25, "8": 0.01}},
+        "bytes": {"2": 250, "4": 500, "8": 1000},
+        "seconds": {},
+    }
+    candidate = {"objective": "pairwise", "kl": kl, "kl_error": 0.1, "value": kl, "gap": 0.0, "costs": {"size": 500.0}}
+    details = {
+        "layers": [layer],
+        "candidates": [{**candidate, "differs": {}}, {**candidate, "differs": {"<a>": [2, bits]}}],
+    }
+    return Point(
+        budgets={"bits": float(bits)},
+        config=f"point-{number:03}.yaml",
+        objective="pairwise",
+        weight_bits={"<a>": bits},
+        costs={"bits": float(bits), "size": 125.0 * bits},
+        kl=kl,
+        kl_error=0.01,
+        gap=0.0,
+        details=details,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    points = with_front((point(0, 4, 0.3), point(1, 8, 0.02), Point(budgets={"bits": 1.0}, error="too tight")))
+    SearchReport(key="k", model="net", source_sha256="0" * 64, target="ref", points=points).write(tmp_path)
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Which tags and attributes a page has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: dict[str, str | None] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= dict(attrs)
+
+
+def test_the_page_of_a_search_stands_alone(folder: Path) -> None:
+    text = page(collect(folder))
+    found = Page(text)
+    assert not {"script", "link", "img", "iframe"} & set(found.tags)
+    assert not {"src", "href"} & set(found.attributes)
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert found.tags.count("circle") == 2
+    assert "&lt;a&gt;" in text
+    assert "<a>" not in text
+    assert "too tight" in text
+
+
+def test_layers_have_the_bytes_and_errors_of_their_bits(folder: Path) -> None:
+    data = collect(folder)
+    (row,) = data["layers"]["point-000.yaml"]
+    assert (row["bits"], row["bytes"], row["error"]) == (4, 500, {"pairwise": 0.25})
+    # One width down saves 250 bytes and costs 0.25 nats: 1 per thousand bytes; one up costs 500 bytes for 0.24.
+    assert "+1, -0.48" in page(data)
+    json.dumps(data)
+
+
+def test_the_plot_joins_the_front() -> None:
+    points = [p.model_dump() for p in with_front((point(0, 4, 0.3), point(1, 5, 0.4), point(2, 8, 0.02)))]
+    plot = pareto("bits", points)
+    assert plot is not None
+    assert [d.front for d in plot.dots] == [True, False, True]
+    assert len(plot.line.split()) == 2
+    assert all(plot.left <= d.x <= plot.right and plot.top <= d.y <= plot.bottom for d in plot.dots)
+    assert pareto("bits", points[:1]) is None
+
+
+def test_an_artifact_is_reported(write_small: WriteSmall, tmp_path: Path) -> None:
+    write_small(tmp_path / "net.qcc")
+    with pytest.raises(ArtifactError, match=r"report\.json"):
+        collect(tmp_path / "net.qcc")
+
+
+def test_a_damaged_search_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"search\.json: key: Field required"):
+        collect(tmp_path)
+
+
+def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError):
+        collect(tmp_path)
+
+
+def test_figures_are_rounded(folder: Path) -> None:
+    rows: Any = collect(folder)["points"]
+    rows[0]["kl"] = 0.123456789
+    assert "0.1235" in page({**collect(folder), "points": rows})
