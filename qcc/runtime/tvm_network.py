@@ -32,7 +32,7 @@ SHARE: Final = "qcc_share"
 
 
 class Library:
-    """A shared library of C functions, unloaded with this object."""
+    """A shared library of C functions; unloaded when this object and all of its functions are gone."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -40,7 +40,8 @@ class Library:
         except OSError as e:
             raise ArtifactError(f"{path.name} does not load: {e}") from e
         self._name = path.name
-        weakref.finalize(self, ctypes.CDLL(None).dlclose, ctypes.c_void_p(self._library._handle))
+        unload = weakref.finalize(self, ctypes.CDLL(None).dlclose, ctypes.c_void_p(self._library._handle))
+        unload.atexit = False  # threads may still be inside when the interpreter ends
 
     def function(self, name: str, arguments: Sequence[Any]) -> Any:
         """The C function ``name`` of ``arguments``, which returns nothing. Raises ArtifactError where there is none."""
@@ -49,6 +50,7 @@ class Library:
         except AttributeError as e:
             raise ArtifactError(f"{self._name} has no function {name}") from e
         found.argtypes, found.restype = list(arguments), None
+        found.library = self
         return found
 
 

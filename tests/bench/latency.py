@@ -68,22 +68,22 @@ def prepared(name: str, folder: Path) -> Case:
     return Case(name, model if model.exists() else resnets.write(name, folder), data)
 
 
-def artifact(case: Case, folder: Path, level: str, batch: int) -> Path:
+def artifact(case: Case, folder: Path, level: str, batch: int, threads: int) -> Path:
     """The artifact, compiled unless an earlier run kept it."""
-    path = folder / f"{case.name}-{level}-{batch}.qcc"
+    path = folder / f"{case.name}-{level}-b{batch}-t{threads}.qcc"
     if not path.exists():
-        target = ("-t", "cpu", "-O", f"isa={level}", "-O", f"batch={batch}")
+        target = ("-t", "cpu", "-O", f"isa={level}", "-O", f"batch={batch}", "-O", f"threads={threads}")
         made = qcc("compile", case.model, "-d", case.data, "-o", path, *target)
         print(f"compiled {path.name}: build {made['seconds']['build']:.1f} s, all {made['total_seconds']:.1f} s")
     return path
 
 
-def rows(case: Case, folder: Path, batch: int, amx: str, threads: str, rounds: int) -> list[str]:
-    """The table's rows of one model, batch and AMX setting."""
-    path = artifact(case, folder, LEVELS[amx], batch)
+def row(case: Case, folder: Path, batch: int, amx: str, threads: int, rounds: int) -> str:
+    """The table's row of one model, batch, AMX setting and number of threads."""
+    path = artifact(case, folder, LEVELS[amx], batch, threads)
     arguments = ("--model", case.model, "-d", case.data, "--against", "onnxruntime,openvino", "--weights", "warm")
     switches = ("--batch", batch, "--threads", threads, "--rounds", rounds, "--amx" if amx == "on" else "--no-amx")
-    return [_row(case.name, batch, amx, row) for row in qcc("bench", path, *arguments, *switches)["results"]]
+    return _row(case.name, batch, amx, qcc("bench", path, *arguments, *switches)["results"][0])
 
 
 def _row(name: str, batch: int, amx: str, result: Any) -> str:
@@ -123,10 +123,10 @@ def main() -> None:
         folder = chosen.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{machine()}\n\n{HEAD}", flush=True)
-        settings = product(names, choices(chosen.batch), choices(chosen.amx, tuple(LEVELS)))
-        for name, batch, amx in settings:
-            case = prepared(name, folder)
-            print("\n".join(rows(case, folder, int(batch), amx, chosen.threads, chosen.rounds)), flush=True)
+        amx = choices(chosen.amx, tuple(LEVELS))
+        settings = product(names, map(int, choices(chosen.batch)), amx, map(int, choices(chosen.threads)))
+        for name, batch, tiles, threads in settings:
+            print(row(prepared(name, folder), folder, batch, tiles, threads, chosen.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import ctypes
 import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,14 @@ from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.runtime.team import Team
+from qcc.runtime.tvm_network import Library
 from qcc.verify.interp import evaluate
 from qcc_targets.cpu.compiler import Compiler
 from qcc_targets.cpu.isa import LEVELS
 from qcc_targets.cpu.lowering import lower
 from qcc_targets.cpu.network import assemble
 from qcc_targets.cpu.pieces import Piece, pieces
+from qcc_targets.cpu.target import write_library
 from qcc_targets.cpu.trial import compile_graph, run
 
 U8 = Quant(8, False, (Dyadic.of(0.1),), 3)
@@ -123,6 +127,24 @@ def test_equal_pieces_share_a_function() -> None:
     report = assemble(lower(b.graph([conv(b, y, 32, 3)])), LEVELS["avx2"], 2).report
     functions = [row.function for row in report if row.op == "iconv2d"]
     assert len(functions) == 6 and len(set(functions[:4])) == 1
+
+
+def test_a_library_stays_as_long_as_its_functions(compiler: Compiler, tmp_path: Path) -> None:
+    """A helper may be inside a function when the network is dropped."""
+    b = GraphBuilder("g", Stage.INTEGER)
+    graph = b.graph([b.op("reduce_max", [b.input("x", (BATCH, 4), "u8", U8)], axes=(1,), keepdims=False, quant=U8)])
+    write_library(assemble(lower(graph), LEVELS["generic"]), LEVELS["generic"], compiler, tmp_path / "l.so")
+    library = Library(tmp_path / "l.so")
+    function, alive = library.function("qcc_sizes", [ctypes.c_void_p] * 2), weakref.ref(library)
+    del library
+    gc.collect()
+    assert alive() is not None
+    sizes = (ctypes.c_int64 * 2)()
+    function(ctypes.addressof(sizes), ctypes.addressof(sizes) + 8)
+    assert sizes[1] > 0
+    del function
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_team_sleeps_between_calls_and_leaves_with_its_owner() -> None:

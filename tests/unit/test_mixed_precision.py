@@ -9,10 +9,10 @@ from qcc.errors import ConfigError, PassError
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph
 from qcc.ir.types import BATCH
+from qcc.passmgr.candidates import Candidates
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.target import Capabilities
-from qcc.passmgr.candidates import Candidates
 from qcc_passes.facts import BitPlan
 from qcc_passes.head import head
 from qcc_passes.mixed_precision import MixedPrecision
