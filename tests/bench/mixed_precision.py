@@ -1,0 +1,193 @@
+"""Mixed precision at equal average weight bits: uniform, HAWQ-V2's trace ILP, and qcc's choice.
+
+    python tests/bench/mixed_precision.py run --out bits.jsonl [--draws 5] [--bits 8,6,5,4,3] [MODEL ...]
+    python tests/bench/mixed_precision.py table --out bits.jsonl
+
+Every network goes through the default pipeline; only the bits of the weights differ. The first and
+last layer have 8 bits, and each budget is the average of bits that the uniform assignment then has.
+Draws are random halves (or more) of the calibration data. KL, agreement and SQNR are those of the
+integer network against fp32 on evaluation data, which no choice has seen. ``run`` appends one line
+per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well.
+"""
+
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from zoo import SUBJECTS, Subject, subject
+
+from qcc.frontend.export import export_onnx
+from qcc.frontend.load import load_model
+from qcc.ir.graph import Graph
+from qcc.passmgr.base import Pass
+from qcc.passmgr.candidates import Candidates
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import CalibrationData
+from qcc.passmgr.pipeline import Pipeline
+from qcc.passmgr.plugins import make_pass, make_recipe
+from qcc.passmgr.target import Capabilities
+from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
+from qcc.verify.ort import OrtModel
+from qcc_passes.facts import BitPlan
+from qcc_passes.layers import layers
+
+MODELS: Final = ("resnet20_cifar10", "mlperf_tiny_ic_resnet8", "kws_dscnn", "mobilenet_v2_fc8")
+METHODS: Final = ("uniform", "trace ILP", "ours")
+DRAWN: Final = {"resnet20_cifar10": 384, "mlperf_tiny_ic_resnet8": 384, "kws_dscnn": 160, "mobilenet_v2_fc8": 192}
+"""Calibration samples per draw."""
+ENDS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One model and one draw: measured up to where bits are chosen, and how to go on from there."""
+
+    case: Subject
+    graph: Graph
+    ctx: PassContext
+    rest: tuple[Pass, ...]
+    exact: np.ndarray[Any, np.dtype[np.float32]]
+    evaluation: Mapping[str, np.ndarray[Any, Any]]
+    batch: int
+
+
+def prepare(case: Subject, draw: int, cache: Path, limit: int | None) -> Scene:
+    """Calibrate and measure sensitivities on one draw."""
+    rng = np.random.default_rng(draw)
+    chosen = rng.permutation(len(case.calibration))[: DRAWN[case.name]]
+    bits = frozenset(range(2, 9))
+    ctx = PassContext(capabilities=Capabilities(weight_bits=bits, activation_bits=bits | {16}), cache=cache)
+    ctx.facts.put(CalibrationData({case.input: case.calibration[chosen].astype(np.float32)}))
+    passes = make_recipe("default", {"mixed-precision": {"budgets": {"bits": 8}}})
+    at = [p.name for p in passes].index("mixed-precision")
+    graph = Pipeline(passes[:at]).run(load_model(case.path).graph, ctx)
+    batch = 16
+    evaluation = {case.input: case.evaluation[:limit].astype(np.float32)}
+    (exact,) = OrtModel(case.path).run_batched(evaluation, batch).values()
+    return Scene(case, graph, ctx, passes[at + 1 :], exact, evaluation, batch)
+
+
+def result(scene: Scene, plan: Mapping[str, int], rest: Sequence[Pass] | None = None) -> dict[str, float]:
+    """What the integer network with these weight bits gives on the evaluation data."""
+    scene.ctx.facts.put(BitPlan(plan, {}))
+    integer = Pipeline(tuple(rest or scene.rest)).run(scene.graph, scene.ctx)
+    found = OrtModel(export_onnx(integer)).run_batched(_codes(scene, integer), scene.batch)
+    quant = integer.outputs[0].type.quant
+    (codes,) = found.values()
+    logits = codes if quant is None else quant.dequantize(codes)
+    row = {
+        "kl": kl_divergence(scene.exact, logits),
+        "agreement": agreement(scene.exact, logits),
+        "sqnr": sqnr_db(scene.exact, logits),
+    }
+    labels = scene.case.labels
+    if labels is not None:
+        row |= {"top1": top1(logits, labels[: len(logits)]), "fp32": top1(scene.exact, labels[: len(logits)])}
+    return row
+
+
+def _codes(scene: Scene, integer: Graph) -> dict[str, np.ndarray[Any, Any]]:
+    (value,) = integer.inputs
+    quant = value.type.quant
+    array = scene.evaluation[scene.case.input]
+    return {value.name: array if quant is None else quant.quantize(array).astype(value.type.numpy)}
+
+
+def plans(scene: Scene, bits: int, methods: Sequence[str]) -> Iterator[tuple[str, dict[str, int], dict[str, Any]]]:
+    """The bits by layer that each method chooses at the average of the uniform assignment, and what it says of them."""
+    found = layers(scene.graph)
+    ends = {found[0].name, found[-1].name}
+    uniform = {layer.name: max(bits, ENDS) if layer.name in ends else bits for layer in found}
+    average = sum(layer.parameters * uniform[layer.name] for layer in found) / sum(layer.parameters for layer in found)
+    for method in methods:
+        if method == "uniform":
+            yield method, uniform, {"average": average}
+            continue
+        objectives = {"objectives": ["curvature"]} if method == "trace ILP" else {}
+        options = {"budgets": {"bits": average}, "ends": ENDS, **objectives}
+        Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
+        best = scene.ctx.facts.get(Candidates).tried[0]
+        said = {"average": best.costs["bits"], "objective": best.objective, "gap": best.gap, "held_out_kl": best.kl}
+        yield method, dict(best.weight_bits), said
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Append what is missing."""
+    done = {(r["model"], r["draw"], r["bits"], r["method"]) for r in read(chosen.out)}
+    for model in chosen.models or MODELS:
+        for draw in range(chosen.first, chosen.draws):
+            wanted = [(b, m) for b in chosen.bits for m in chosen.methods if (model, draw, b, m) not in done]
+            if not wanted:
+                continue
+            scene = prepare(subject(model), draw, chosen.cache, chosen.limit)
+            for bits in dict.fromkeys(b for b, _ in wanted):
+                for method, plan, said in plans(scene, bits, [m for b, m in wanted if b == bits]):
+                    append(chosen.out, model, draw, bits, method, {**result(scene, plan), **said, "plan": plan})
+            for bits, method, row in extras(scene, model, draw, done) if chosen.extras else ():
+                append(chosen.out, model, draw, bits, method, row)
+
+
+def extras(scene: Scene, model: str, draw: int, done: set[tuple[str, int, int, str]]) -> Iterator[tuple[int, str, Any]]:
+    """Uniform W4A4, with the first and last layer at 8 bits."""
+    if (model, draw, 4, "uniform W4A4") not in done:
+        rest = tuple(p.model_copy(update={"activation_bits": 4}) if p.name == "quantize" else p for p in scene.rest)
+        _, plan, said = next(plans(scene, 4, ["uniform"]))
+        yield 4, "uniform W4A4", {**result(scene, plan, rest), **said}
+
+
+def append(path: Path, model: str, draw: int, bits: int, method: str, row: Mapping[str, Any]) -> None:
+    line = {"model": model, "draw": draw, "bits": bits, "method": method, **row}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    shown = {k: round(v, 5) for k, v in row.items() if isinstance(v, float)}
+    print(time.strftime("%H:%M:%S"), model, f"draw {draw}, {bits} bits, {method}:", shown, flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(chosen: argparse.Namespace) -> None:
+    """Means over the draws, with the standard deviation of KL."""
+    rows = read(chosen.out)
+    print("| model | bits | method | average | top-1 % | agreement % | SQNR dB | KL nats, mean ± sd | draws |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    keys = dict.fromkeys((r["model"], r["bits"], r["method"]) for r in rows)
+    for model, bits, method in sorted(keys, key=lambda k: (k[0], -k[1], k[2])):
+        some = [r for r in rows if (r["model"], r["bits"], r["method"]) == (model, bits, method)]
+        mean = {k: float(np.mean([r[k] for r in some])) for k in ("average", "agreement", "sqnr", "kl", "top1", "fp32")}
+        sd = float(np.std([r["kl"] for r in some], ddof=1)) if len(some) > 1 else 0.0
+        print(
+            f"| {model} | {bits} | {method} | {mean['average']:.2f} | {100 * mean['top1']:.1f} "
+            f"(fp32 {100 * mean['fp32']:.1f}) | {100 * mean['agreement']:.1f} | {mean['sqnr']:.1f} "
+            f"| {mean['kl']:.5f} ± {sd:.5f} | {len(some)} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(SUBJECTS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0, help="first draw")
+    parser.add_argument("--draws", type=int, default=5, help="end of the draws")
+    parser.add_argument("--bits", type=lambda text: [int(b) for b in text.split(",")], default=[8, 6, 5, 4, 3])
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/qcc-bench-bits"))
+    parser.add_argument("--extras", action="store_true", help="uniform W4A4 as well")
+    chosen = parser.parse_args()
+    run(chosen) if chosen.what == "run" else table(chosen)
+
+
+if __name__ == "__main__":
+    main()
