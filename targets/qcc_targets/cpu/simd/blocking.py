@@ -9,6 +9,7 @@ from typing import Final
 from qcc_targets.cpu.simd import positions
 from qcc_targets.cpu.simd.contraction import Contraction, even_chunk, step_offsets
 from qcc_targets.cpu.simd.emit import Expr, least
+from qcc_targets.cpu.simd.lowbit import UNPACK_CYCLES
 from qcc_targets.cpu.simd.tiles import ROW_BYTES, ROWS, Registers
 
 L1_BYTES: Final = 36 << 10
@@ -112,7 +113,8 @@ def amx_cycles(work: Contraction, b: AmxBlocking) -> float:
     fetch = _fetched(work, b) / L2_BYTES
     longest = max(tile_unit, requantize, fetch)
     block = longest + 0.12 * (tile_unit + requantize + fetch - longest) + 12
-    return (b.blocks + 1) * block + tile_unit + requantize + 300
+    unpack = UNPACK_CYCLES * b.column_blocks * work.depth * b.channels / ROW_BYTES if work.packing else 0.0
+    return (b.blocks + 1) * block + tile_unit + requantize + unpack + 300
 
 
 def _vector_cycles(work: Contraction, b: AmxBlocking) -> float:

@@ -10,6 +10,7 @@ from qcc_targets.cpu.simd import positions
 from qcc_targets.cpu.simd.blocking import L1_BYTES, L2_BYTES
 from qcc_targets.cpu.simd.contraction import Contraction
 from qcc_targets.cpu.simd.dot import Dot
+from qcc_targets.cpu.simd.lowbit import INLINE_CYCLES, UNPACK_CYCLES, UNPACKED_TILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,15 @@ def vnni_cycles(work: Contraction, isa: Isa, b: VnniBlocking) -> float:
     compute = max(compute, streamed / L2_BYTES)
     inputs = prod(work.shape) * work.depth / max(1, len(work.runs))
     reread = inputs * (b.column_blocks - 1) / L2_BYTES if b.positions_inside and inputs > L1_BYTES else 0.0
-    return b.tiles.count * b.column_blocks * (compute + requantize) + 0.5 * reread
+    return b.tiles.count * b.column_blocks * (compute + requantize) + 0.5 * reread + _unpacking(work, isa, b)
+
+
+def _unpacking(work: Contraction, isa: Isa, b: VnniBlocking) -> float:
+    """Cycles to unpack weights below 8 bits: once for each block of channels, or at every tile of positions."""
+    if work.packing is None:
+        return 0.0
+    vectors = b.column_blocks * work.depth * b.channels * Dot(isa).vectors / (4 * Dot(isa).lanes)
+    return vectors * (UNPACK_CYCLES if b.tiles.count >= UNPACKED_TILES else INLINE_CYCLES * b.tiles.count)
 
 
 def vnni_blocking(work: Contraction, isa: Isa) -> VnniBlocking:

@@ -19,13 +19,11 @@ from qcc_targets.cpu.simd.dot import Dot
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Epilogue
 from qcc_targets.cpu.simd.flat import FlatBlock, Place
+from qcc_targets.cpu.simd.lowbit import UNPACKED_TILES
 from qcc_targets.cpu.simd.lowbit_panel import Panel
 
 STEP = 4
 """Bytes of depth per product."""
-
-UNPACKED_TILES = 3
-"""Tiles of positions from which on unpacking weights beforehand, to scratch, is faster than at each tile."""
 
 STREAMED_BYTES = 1 << 20
 """Weights from which on a product with one tile of positions is held to read them from memory."""

@@ -23,6 +23,15 @@ from qcc_targets.cpu.simd.emit import Expr, Memory
 
 BYTE_BITS: Final = 8
 
+UNPACK_CYCLES: Final = 5.0
+"""What it takes to unpack one vector of slices to memory, measured."""
+
+INLINE_CYCLES: Final = 1.5
+"""The same in registers, just before a product: three instructions, two a cycle."""
+
+UNPACKED_TILES: Final = 3
+"""Tiles of positions from which on unpacking weights beforehand, to memory, is faster than at each tile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
