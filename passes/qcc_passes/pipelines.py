@@ -31,13 +31,16 @@ SENSITIVITIES: Final = (
 NARROW: Final = ("mixed-precision", "assign-bits")
 """Passes that choose bits; each runs on request, after calibration."""
 
+WIDEN: Final = "widen-residuals"
+"""Runs on request, once bits are chosen."""
+
 
 def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     """From FLOAT to INTEGER by calibration alone; ``options`` are those of the passes, by name.
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, "round-weights"}):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, WIDEN, "round-weights"}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
     start = DEFAULT.index("equalize-depthwise")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
@@ -55,4 +58,4 @@ def _choosing_bits(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} both choose bits: give options for one of them")
     measured = [n for i, n in enumerate(SENSITIVITIES) if n in options or ("mixed-precision" in chosen and i < 2)]
-    return [*measured, *chosen]
+    return [*measured, *chosen, *([WIDEN] if WIDEN in options else [])]

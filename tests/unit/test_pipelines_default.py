@@ -15,6 +15,13 @@ def test_bytes_are_folded_before_calibration_and_only_on_request() -> None:
     assert str(passes[names.index("byte-input")]) == "byte-input{layout=NHWC}"
 
 
+def test_residuals_are_widened_after_bits_are_chosen_and_only_on_request() -> None:
+    assert "widen-residuals" not in [p.name for p in make_recipe("default", {"assign-bits": {}})]
+    names = [p.name for p in make_recipe("default", {"assign-bits": {}, "widen-residuals": {"bits": 16}})]
+    assert names.index("assign-bits") < names.index("widen-residuals") < names.index("quantize")
+    assert names.index("calibrate") < names.index("widen-residuals")
+
+
 def test_options_of_a_pass_that_does_not_run_are_an_error() -> None:
     with pytest.raises(ConfigError, match="'fold-relu', which the default pipeline does not have"):
         make_recipe("default", {"fold-relu": {}})
