@@ -16,6 +16,10 @@ L1_BYTES: Final = 36 << 10
 """What of the first-level cache a block may count on."""
 L2_BYTES: Final = 40
 """Bytes per cycle from the second-level cache."""
+LINE: Final = 64
+"""Bytes of a cache line."""
+STREAMED: Final = 256 << 10
+"""Bytes of weights from which on a network likely keeps them outside of the second-level cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, Kernel, Pointers, Site, pack, primitive
 from qcc_targets.cpu.simd import emit, tiles
-from qcc_targets.cpu.simd.blocking import AmxBlocking
+from qcc_targets.cpu.simd.blocking import LINE, STREAMED, AmxBlocking
 from qcc_targets.cpu.simd.contraction import (
     Contraction,
     channel_blocks,
@@ -152,7 +152,33 @@ class _Template:
             left = partial(self._load_left, operands, bases, offset)
             right = partial(self._load_right, operands, panel)
             steps += self._step(left, right, None if index else store, apart=len(offsets) == 1)
+            if ahead := self._ahead(len(offsets)):
+                following = (panel + len(offsets) * registers.columns) * (b.chunk * tiles.ROWS)
+                line = following + (row_block * len(offsets) * ahead) * LINE - index * (self._step_bytes - ahead * LINE)
+                steps.append(partial(self._prefetch, operands, line, ahead))
         return steps
+
+    @property
+    def _step_bytes(self) -> int:
+        """Bytes of weights of one step."""
+        return self.blocking.registers.columns * self.blocking.chunk * tiles.ROWS
+
+    def _ahead(self, steps: int) -> int:
+        """Cache lines of the next channels' weights that each of the ``steps`` of a block asks for ahead of time.
+
+        The blocks of one group of channels share in them. None where weights likely are in the
+        second-level cache, or are read so often that it does not matter.
+        """
+        b = self.blocking
+        whole = b.column_blocks * steps * self._step_bytes
+        lines = self._step_bytes // LINE
+        if self.panel or not b.positions_inside or whole < STREAMED or b.row_blocks > lines:
+            return 0
+        return -(-lines // b.row_blocks)
+
+    def _prefetch(self, operands: _Operands, first: Expr, lines: int) -> None:
+        for line in range(lines):
+            emit.prefetch(operands.weights, first + line * LINE)
 
     def _unpacked(self, operands: _Operands, row_block: Expr, column_block: Expr) -> Expr:
         """Where the tiles of a block of channels are; packed ones are unpacked at its first block of positions."""
