@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from qcc.ir.graph import Graph, Op, Stage, Value, constant, fresh_name, rewrite
-from qcc.ir.types import BATCH
+from qcc.ir.graph import Graph, Op, Stage, constant, constants, fresh_name, rewrite
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc.verify.interp import evaluate_op
-from qcc.verify.windows import Window
-from qcc_passes.facts import BiasCorrections, ChannelMeans
+from qcc_passes.facts import BiasCorrections
 from qcc_passes.layers import layers
+from qcc_passes.samples import affordable, elements, parts
+from qcc_passes.sweep import Step, Sweep
 
 Array = NDArray[Any]
 
-_PART: Final = 48 << 20
-"""Bytes of the largest value that are held as reals at once; all else waits as codes."""
+_RUN: Final = 64 << 20
+"""Bytes of activations that one run holds."""
+_STOPPED: Final = 0.05
+"""What an element that the clamp stops counts, against 1 for others."""
 
 
 class BiasCorrect(Pass):
@@ -32,50 +32,53 @@ class BiasCorrect(Pass):
 
     What rounding does to the mean of a layer's output, E[dW x] and the errors from before it, is a
     constant per channel, which the bias takes back for nothing (Nagel et al., arXiv:1906.04721).
-    Each layer sees what the corrected ones before it compute. The shift is the mean over images
-    with ``trim`` of them cut off at either end, which single odd images cannot move; it is kept
-    only where the squared error of the output falls on images held out from it.
+    Each layer sees what the corrected ones before it compute. Means are those before the clamp, in
+    which elements that the clamp stops in fp32 hardly count: nobody sees their errors. The shift is the mean over
+    samples with ``trim`` of them cut off at either end, which single odd ones cannot move; it is
+    kept only where the squared error of the means falls on samples held out from it.
+    ``samples`` of the calibration data are used, by default more for smaller networks.
     """
 
     name: ClassVar[str] = "bias-correct"
     accepts: ClassVar[Stage] = Stage.QUANTIZED
     yields: ClassVar[Stage] = Stage.QUANTIZED
-    needs: ClassVar[tuple[type, ...]] = (CalibrationData, ChannelMeans)
+    needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
     gives: ClassVar[tuple[type, ...]] = (BiasCorrections,)
 
-    samples: int = Field(default=128, ge=2, description="calibration samples to use")
+    samples: int | None = Field(default=None, ge=2, description="calibration samples to use")
     trim: float = Field(default=0.2, ge=0, lt=0.5, description="share of the samples left out at either end")
     held_out: float = Field(default=0.25, gt=0, lt=1, description="share of the samples that only judges")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with corrected biases, each a constant of its layer's own."""
-        data, means = ctx.facts.get(CalibrationData), ctx.facts.get(ChannelMeans)
-        size = _images_per_part(graph)
-        count = min(self.samples, data.samples, means.images)
-        if (fixed := _fixed_batch(graph)) is not None:
-            count -= count % fixed
-        names = [layer.name for layer in layers(graph) if layer.name in means.by_value]
-        walk = _Walk(
-            graph, [{k: a[i : min(i + size, count)] for k, a in data.arrays.items()} for i in range(0, count, size)]
-        )
-        biases: dict[str, Array] = {}
-        for o in walk.ops() if count > 1 else ():
-            if o.result.name in names:
-                exact, found = means.by_value[o.result.name][:count], walk.channel_means(o)
-                # A layer whose first axis is not the images (a fixed batch may be folded into others) has none to trim.
-                shift = self._shift(exact - found) if exact.shape == found.shape else None
-                if shift is not None:
-                    biases[o.result.name] = walk.arrays[o.operands[2].name] + shift.astype(np.float32)
-                ctx.progress(self.name, names.index(o.result.name) + 1, len(names))
-            walk.compute(o, biases.get(o.result.name))
-        refused = tuple(n for n in names if n not in biases)
-        ctx.log.info("%s: %d layers corrected, %d left as they were", self.name, len(biases), len(refused))
-        ctx.facts.put(BiasCorrections(tuple(biases), refused))
-        return _with_biases(graph, biases)
+        graph = _own_biases(graph)
+        data = ctx.facts.get(CalibrationData)
+        runs = parts(graph, data, self.samples or affordable(graph), _RUN, 4 * elements(graph))
+        names = [layer.name for layer in layers(graph)]
+        arrays = constants(graph)
+        biases = {o.result.name: a for o in graph.ops if (a := _bias(o, arrays)) is not None}
+        accepted: list[str] = []
+
+        def revise(step: Step) -> Sequence[Op]:
+            name = step.op.result.name
+            if name not in names:
+                return ()
+            ctx.progress(self.name, names.index(name) + 1, len(names))
+            shift = self._shift(np.concatenate([_errors(step.op, *pair) for pair in step.unclamped()]))
+            if shift is None:
+                return ()
+            accepted.append(name)
+            return [constant(step.op.operands[2].name, biases[name] + shift.astype(np.float32))]
+
+        if sum(len(next(iter(run.values()))) for run in runs) > 1:
+            graph = Sweep(graph, runs, ctx.threads).run(revise)
+        refused = tuple(n for n in names if n not in accepted)
+        ctx.log.info("%s: %d layers corrected, %d left as they were", self.name, len(accepted), len(refused))
+        ctx.facts.put(BiasCorrections(tuple(accepted), refused))
+        return graph
 
     def _shift(self, errors: Array) -> Array | None:
-        """The correction per channel from errors [images, C], or None where it does not help held-out images."""
-        errors = errors.astype(np.float64)  # whose squares cannot overflow
+        """The correction per channel from errors [samples, C], or None where it does not help held-out samples."""
         held = max(1, round(len(errors) * self.held_out))
         fit, judge = errors[:-held], errors[-held:]
         trial = self._trimmed(fit) if len(fit) else errors.mean(axis=0)
@@ -85,114 +88,43 @@ class BiasCorrect(Pass):
 
     def _trimmed(self, errors: Array) -> Array:
         cut = int(len(errors) * self.trim)
-        mean: Array = np.sort(errors, axis=0)[cut : len(errors) - cut].mean(axis=0, dtype=np.float64)
+        mean: Array = np.sort(errors, axis=0)[cut : len(errors) - cut].mean(axis=0)
         return mean
 
 
-def _fixed_batch(graph: Graph) -> int | None:
-    """The images per inference that the graph's shapes demand; None where any batch will do."""
-    return next((v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH), None)
+def _errors(o: Op, exact: Array, quantized: Array) -> Array:
+    """The mean error per sample and output channel, [samples, C] in float64, of results before the clamp of ``o``.
 
-
-def _images_per_part(graph: Graph) -> int:
-    """How many images to compute at once: what a fixed batch demands, or what fits into memory."""
-    if (fixed := _fixed_batch(graph)) is not None:
-        return fixed
-    largest = max((math.prod(map(abs, o.result.type.shape)) for o in graph.ops if o.kind != "constant"), default=1)
-    return max(1, _PART // (4 * largest))
-
-
-@dataclass(slots=True)
-class _Walk:
-    """The values of a QUANTIZED graph on some images, in parts, as codes; each is dropped after its last reader."""
-
-    graph: Graph
-    inputs: list[dict[str, Array]]
-    arrays: dict[str, Array] = field(default_factory=dict)
-    _stored: dict[str, list[Array]] = field(default_factory=dict)
-
-    def ops(self) -> Iterator[Op]:
-        """The operations in order, constants apart; the caller computes each before it asks for the next."""
-        for v in self.graph.inputs:
-            self._stored[v.name] = [_codes(v, part[v.name].astype(v.type.numpy)) for part in self.inputs]
-        last = {v.name: i for i, o in enumerate(self.graph.ops) for v in o.operands}
-        for index, o in enumerate(self.graph.ops):
-            if o.kind == "constant":
-                quant = o.result.type.quant
-                self.arrays[o.result.name] = o.array if quant is None else quant.dequantize(quant.quantize(o.array))
-                continue
-            yield o
-            for v in o.operands:
-                if last[v.name] == index:
-                    self._stored.pop(v.name, None)
-
-    def compute(self, o: Op, bias: Array | None) -> None:
-        """Store the result of ``o``, with ``bias`` in place of its own."""
-        parts = []
-        for operands in self._parts(o):
-            if bias is not None:
-                operands[2] = bias
-            parts.append(_codes(o.result, evaluate_op(o, operands)))
-        self._stored[o.result.name] = parts
-
-    def channel_means(self, o: Op) -> Array:
-        """Means [images, C] of what a layer computes before its clamp, residual included.
-
-        A mean of sums of products is a sum of products with means: only the windows' means of the
-        input are needed, not the layer's output.
-        """
-        return np.concatenate([_channel_means(o, operands) for operands in self._parts(o)])
-
-    def _parts(self, o: Op) -> Iterator[list[Array]]:
-        """The operands of ``o`` as reals, some images at a time."""
-        for index in range(len(self.inputs)):
-            yield [
-                self.arrays[v.name] if v.name in self.arrays else _reals(v, self._stored[v.name][index])
-                for v in o.operands
-            ]
-
-
-def _channel_means(o: Op, operands: list[Array]) -> Array:
-    x, w, b, *residual = operands
-    means: Array
+    A dense layer's rows count as samples.
+    """
+    lo, hi = o.float_attr("lo", -math.inf), o.float_attr("hi", math.inf)
+    error = (exact - quantized).astype(np.float64)  # whose squares cannot overflow
     if o.kind == "dense":
-        means = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1) @ w.T + b
-        for r in residual:
-            means += r.reshape(len(r), -1, r.shape[-1]).mean(axis=1)
+        return error.reshape(-1, error.shape[-1])
+    if lo == -math.inf and hi == math.inf:
+        means: Array = error.mean(axis=(2, 3))
         return means
-    groups = o.int_attr("groups")
-    taps = np.empty((*x.shape[:2], *w.shape[2:]), np.float32)
-    for i, j, tap in Window.of(o).taps(x):
-        taps[:, :, i, j] = tap.mean(axis=(2, 3))
-    rows = taps.reshape(len(x), groups, -1)
-    kernels = w.reshape(groups, len(w) // groups, -1)
-    means = np.einsum("ngk,gok->ngo", rows, kernels).reshape(len(x), -1) + b
-    for r in residual:
-        means += r.mean(axis=(2, 3))
-    return means
+    weights = np.where((exact > lo) & (exact < hi), 1.0, _STOPPED)
+    return np.asarray((error * weights).sum(axis=(2, 3)) / weights.sum(axis=(2, 3)))
 
 
-def _codes(value: Value, real: Array) -> Array:
-    quant = value.type.quant
-    return real if quant is None or quant.bits > 8 else quant.quantize(real)
+def _bias(o: Op, arrays: dict[str, Array]) -> Array | None:
+    return arrays.get(o.operands[2].name) if o.kind in ("conv2d", "dense") else None
 
 
-def _reals(value: Value, stored: Array) -> Array:
-    quant = value.type.quant
-    return stored if quant is None or quant.bits > 8 else quant.dequantize(stored)
-
-
-def _with_biases(graph: Graph, biases: dict[str, Array]) -> Graph:
-    """Layers with new bias constants; those that they shared stay as they were for others."""
+def _own_biases(graph: Graph) -> Graph:
+    """``graph`` in which no two layers share a bias."""
     taken = {v.name for o in graph.ops for v in o.results} | {v.name for v in graph.inputs}
+    arrays = constants(graph)
+    seen: set[str] = set()
 
-    def correct(o: Op) -> list[Op] | None:
-        if o.result.name not in biases:
+    def copied(o: Op) -> list[Op] | None:
+        if (array := _bias(o, arrays)) is None or o.operands[2].name not in seen:
+            seen.update(v.name for v in o.operands)
             return None
         name = fresh_name(f"{o.result.name}.bias", taken)
         taken.add(name)
-        bias = constant(name, biases[o.result.name])
-        operands = (*o.operands[:2], bias.result, *o.operands[3:])
-        return [bias, Op(o.kind, operands, o.results, o.attrs)]
+        bias = constant(name, array)
+        return [bias, Op(o.kind, (*o.operands[:2], bias.result, *o.operands[3:]), o.results, o.attrs)]
 
-    return rewrite(graph, correct)
+    return rewrite(graph, copied)

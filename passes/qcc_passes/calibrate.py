@@ -12,7 +12,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.calibrate_cache import cache_path, restore, store
 from qcc_passes.calibrate_stream import Observations, observe
 from qcc_passes.calibrate_weigh import weigh
-from qcc_passes.facts import ChannelMeans, Ranges
+from qcc_passes.facts import Ranges
 from qcc_passes.observers import ObserverName, make_observer
 
 
@@ -30,7 +30,7 @@ class Calibrate(Pass):
     accepts: ClassVar[Stage] = Stage.FLOAT
     yields: ClassVar[Stage] = Stage.FLOAT
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
-    gives: ClassVar[tuple[type, ...]] = (Ranges, ChannelMeans)
+    gives: ClassVar[tuple[type, ...]] = (Ranges,)
 
     method: ObserverName = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
@@ -44,7 +44,6 @@ class Calibrate(Pass):
         weighted = min(images, self.weighted) if self.method == "mse" else 0
         seen = self._cached(graph, images, weighted, ctx)
         ctx.facts.put(Ranges(seen.histograms, seen.weighted, make_observer(self.method, self.percentile)))
-        ctx.facts.put(ChannelMeans(seen.means, seen.images))
         return graph
 
     def _cached(self, graph: Graph, images: int, weighted: int, ctx: PassContext) -> Observations:

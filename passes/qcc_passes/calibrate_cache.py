@@ -19,7 +19,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.calibrate_stream import Observations
 from qcc_passes.histogram import Histogram
 
-_FORMAT = 2
+_FORMAT = 3
 """Part of every name: raise it when what is measured, or how it is stored, changes."""
 
 _KINDS = ("plain", "weighted")
@@ -52,7 +52,6 @@ def store(path: Path, seen: Observations) -> None:
     arrays: dict[str, NDArray[Any]] = {"head": np.frombuffer(json.dumps([seen.images, heads]).encode(), np.uint8)}
     for kind, table in zip(_KINDS, (seen.histograms, seen.weighted), strict=True):
         arrays |= {f"{kind}:{name}": h.counts for name, h in table.items()}
-    arrays |= {f"mean:{name}": array for name, array in seen.means.items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -71,8 +70,7 @@ def restore(path: Path) -> Observations | None:
                 {name: _histogram(head, file[f"{kind}:{name}"]) for name, head in table.items()}
                 for kind, table in zip(_KINDS, heads, strict=True)
             )
-            means = {key.removeprefix("mean:"): file[key] for key in file if key.startswith("mean:")}
-            return Observations(plain, weighted, means, images)
+            return Observations(plain, weighted, images)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -1,18 +1,18 @@
 """A graph that measures another: its outputs are statistics of every activation, small enough to keep.
 
 The statistics are computed by the executor beside the activations, which are freed as usual: what
-leaves is a strided sample, the extremes, and the channel means of each layer before its clamp.
+leaves is a strided sample and the extremes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from qcc.ir.build import GraphBuilder
-from qcc.ir.graph import Graph, Op, Value, op
+from qcc.ir.graph import Graph, Op, Value
 from qcc.ir.types import BATCH
 
 LAYERS: Final = frozenset({"conv2d", "dense"})
@@ -24,15 +24,13 @@ class Probe:
     """``graph`` computes the statistics; the tables map values of the probed graph to its outputs.
 
     ``samples`` [N, k] are elements of the value, ``highs`` its maximum per image, ``lows`` that of its
-    negation, absent for values that cannot be negative. ``means`` [N, C] are means per output
-    channel of each layer, before its clamp.
+    negation, absent for values that cannot be negative.
     """
 
     graph: Graph
     samples: Mapping[str, str]
     highs: Mapping[str, str]
     lows: Mapping[str, str]
-    means: Mapping[str, str]
 
 
 def probe(graph: Graph, samples: int) -> Probe:
@@ -64,24 +62,14 @@ class _Prober:
         self._samples: dict[str, str] = {}
         self._highs: dict[str, str] = {}
         self._lows: dict[str, str] = {}
-        self._means: dict[str, str] = {}
 
     def finish(self) -> Probe:
         graph = self._builder.graph(self._outputs, prune=True)
-        return Probe(graph, self._samples, self._highs, self._lows, self._means)
+        return Probe(graph, self._samples, self._highs, self._lows)
 
     def replay(self, o: Op) -> None:
-        """Append ``o``; a layer's clamp becomes an operation of its own, so that its operand can be averaged."""
-        if o.kind not in LAYERS:
-            self._builder.append(o)
-            return
-        name = o.result.name
-        clamp = {k: a for k, a in o.attrs.items() if k in ("lo", "hi")}
-        result = replace(o.result, name=self._name(name, "unclamped")) if clamp else o.result
-        self._builder.append(op(o.kind, o.operands, [result], **{k: a for k, a in o.attrs.items() if k not in clamp}))
-        self._means[name] = self._give(self._channel_mean(result, o, self._name(name, "mean")))
-        if clamp:
-            self._builder.append(op("clip", [result], [o.result], **clamp))
+        """Append ``o`` as it is."""
+        self._builder.append(o)
 
     def observe(self, value: Value, *, positive: bool) -> None:
         """Append the statistics of ``value``."""
@@ -104,11 +92,6 @@ class _Prober:
     def _max(self, value: Value, name: str) -> Value:
         axes = tuple(range(1, value.type.rank))
         return self._builder.op("reduce_max", [value], name=name, axes=axes, keepdims=False) if axes else value
-
-    def _channel_mean(self, value: Value, o: Op, name: str) -> Value:
-        """Over all but the first axis and the output channels: axis 1 of a convolution, else the last."""
-        axes = (2, 3) if o.kind == "conv2d" else tuple(range(1, value.type.rank - 1))
-        return self._builder.op("reduce_mean", [value], name=name, axes=axes, keepdims=False) if axes else value
 
     def _name(self, value: str, what: str) -> str:
         name = f"{value}.{what}"

@@ -32,7 +32,6 @@ class Observations:
 
     histograms: Mapping[str, Histogram]
     weighted: Mapping[str, Histogram]
-    means: Mapping[str, Array]
     images: int
 
 
@@ -66,7 +65,6 @@ class _Collector:
     def __init__(self, probed: Probe) -> None:
         self._probe = probed
         self._histograms = {name: Histogram() for name in probed.samples}
-        self._means: dict[str, list[Array]] = {name: [] for name in probed.means}
         self.images = 0
 
     def add(self, statistics: Mapping[str, Array]) -> None:
@@ -74,13 +72,10 @@ class _Collector:
             low, high = self._extremes(name, statistics)
             self._histograms[name].add(statistics[output])
             self._histograms[name].widen(low, high)
-        for name, output in self._probe.means.items():
-            self._means[name].append(statistics[output])
         self.images += len(statistics[next(iter(self._probe.samples.values()))])
 
     def finish(self) -> Observations:
-        means = {name: np.concatenate(parts).astype(np.float32) for name, parts in self._means.items()}
-        return Observations(self._histograms, {}, means, self.images)
+        return Observations(self._histograms, {}, self.images)
 
     def _extremes(self, name: str, statistics: Mapping[str, Array]) -> tuple[float, float]:
         high = float(statistics[self._probe.highs[name]].max())

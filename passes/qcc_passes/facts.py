@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
-
-from numpy.typing import NDArray
 
 from qcc.errors import PassError
 from qcc.ir.types import Quant
@@ -43,17 +40,6 @@ class Ranges:
         if missing := [n for n in wanted if n not in self.histograms]:
             raise PassError(f"no range was measured for %{missing[0]}: run calibrate on the graph that is quantized")
         return reduce(Histogram.merged, (self.histograms[n] for n in wanted))
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelMeans:
-    """Per image and channel (axis 1), the fp32 mean of what each ``conv2d`` and ``dense`` computes before its clamp.
-
-    Value name to float32 [images, C]; a fused residual is included. ``images`` counts the images.
-    """
-
-    by_value: Mapping[str, NDArray[Any]]
-    images: int
 
 
 @dataclass(frozen=True, slots=True)

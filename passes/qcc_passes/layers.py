@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qcc.ir.graph import Graph, producers
+from qcc.ir.graph import Graph, Op, producers
 
 LAYER_KINDS = ("conv2d", "dense")
 
@@ -36,3 +36,8 @@ def layers(graph: Graph) -> tuple[Layer, ...]:
         macs = outputs * math.prod(weight.type.shape[1:])
         found.append(Layer(o.result.name, o.kind, weight.name, math.prod(weight.type.shape), macs))
     return tuple(found)
+
+
+def groups_of(o: Op) -> int:
+    """How many groups of channels a layer keeps apart."""
+    return o.int_attr("groups") if o.kind == "conv2d" else 1

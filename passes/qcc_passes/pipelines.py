@@ -10,9 +10,10 @@ from qcc.passmgr.plugins import make_pass
 DEFAULT: Final = (
     "fold-batch-norm",
     "canonicalize",
-    "equalize-depthwise",
+    "equalize",
     "calibrate",
     "quantize",
+    "round-weights",
     "bias-correct",
     "dyadic",
 )
@@ -40,15 +41,13 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, WIDEN, "round-weights"}):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, WIDEN}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
-    start = DEFAULT.index("equalize-depthwise")
+    start = DEFAULT.index("equalize")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
     names = [*DEFAULT[:start], *asked, *DEFAULT[start:]]
     at = names.index("quantize")
-    names[at:at] = choosing = _choosing_bits(options)
-    if choosing and "round-weights" not in names:
-        names.insert(names.index("quantize") + 1, "round-weights")
+    names[at:at] = _choosing_bits(options)
     return tuple(make_pass(name, options.get(name)) for name in names)
 
 

@@ -18,7 +18,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.facts import BitPlan, Ranges
 from qcc_passes.layers import layers
 from qcc_passes.quantize_attach import attach, check_ops, free_concats
-from qcc_passes.quantize_grids import GridClass, grid_classes, pooled_bits
+from qcc_passes.quantize_grids import GridClass, grid_classes, is_cheap_to_widen, summed_bits
 from qcc_passes.quantize_inputs import InputGrid, exact_grid
 from qcc_passes.quantize_weights import Granularity, WeightRange, weight_quant
 
@@ -55,6 +55,7 @@ class Quantize(Pass):
     exact_inputs: bool = True
     wide_outputs: bool = True
     wide_pools: bool = True
+    wide_inputs: bool = True
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with grids. Raises ConfigError on options that do not fit, PassError on operations."""
@@ -114,9 +115,14 @@ class Quantize(Pass):
         plan = ctx.facts.find(BitPlan)
         planned = [plan.activation_bits[n] for n in measured if n in plan.activation_bits] if plan else []
         bits = max(planned, default=self.activation_bits)
-        if self.wide_pools and not planned and 16 in ctx.capabilities.activation_bits:
-            bits = max(bits, pooled_bits(graph, members) or 0)
+        if not planned and 16 in ctx.capabilities.activation_bits and self._may_widen(graph, members):
+            bits = max(bits, summed_bits(graph, members) or 0)
         return ranges.choose(names, bits)
+
+    def _may_widen(self, graph: Graph, members: GridClass) -> bool:
+        if any(v in graph.inputs for v in members.values):
+            return self.wide_inputs
+        return self.wide_pools and is_cheap_to_widen(graph, members)
 
     def _weight_bits(self, graph: Graph, ctx: PassContext) -> dict[str, int]:
         """The layers whose weights do not have the default bits. Raises ConfigError for a foreign plan."""

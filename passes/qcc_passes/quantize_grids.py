@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -75,19 +76,46 @@ def _grid_class(values: list[Value], table: Mapping[str, list[Op]], outputs: Ite
     return GridClass(tuple(values), tuple(v.name for v in values if v.name in seen), wide)
 
 
-def pooled_bits(graph: Graph, members: GridClass) -> int | None:
-    """How many unsigned bits pooled features may have, so that the dense layers reading them still sum in int32.
+def summed_bits(graph: Graph, members: GridClass) -> int | None:
+    """How many unsigned bits, 16 at most, a class may have so that all that reads it still sums in int32.
 
-    None for a class that is not made by averaging alone, or that anything but dense layers reads.
-    Such features are few and each stands for a whole map, so 8 bits lose the most just here.
+    None where something else than an average, a convolution or a dense layer reads it (these as their
+    input), or where it leaves the graph.
     """
     names = {v.name for v in members.values}
-    made = [o for o in graph.ops if o.result.name in names and o.kind not in MOVES]
+    if names & {v.name for v in graph.outputs}:
+        return None
+    bits = 16
     readers = [o for o in graph.ops if o.kind not in MOVES and any(v.name in names for v in o.operands)]
-    made_whole = len(made) and all(o.kind in _AVERAGES for o in made) and not names & {v.name for v in graph.inputs}
-    if not made_whole or not readers or names & {v.name for v in graph.outputs}:
-        return None
-    if not all(o.kind == "dense" and not any(v.name in names for v in o.operands[1:]) for o in readers):
-        return None
-    terms = max(o.operands[1].type.shape[1] for o in readers)
-    return min(16, ((1 << 31) // (_LARGEST_WEIGHT * terms)).bit_length() - 1)
+    for o in readers:
+        if any(v.name in names for v in o.operands[1:]):
+            return None
+        if o.kind in ("conv2d", "dense"):
+            largest = _LARGEST_WEIGHT * math.prod(o.operands[1].type.shape[1:])
+        elif o.kind in _AVERAGES:
+            largest = _window(o)
+        else:
+            return None
+        bits = min(bits, ((1 << 31) // largest).bit_length() - 1)
+    return bits if readers else None
+
+
+def is_cheap_to_widen(graph: Graph, members: GridClass) -> bool:
+    """Whether more than 8 bits cost next to nothing: what averages make or read, where every code stands for many.
+
+    Pooled features are few and each stands for a whole map, so 8 bits lose the most just there; what only
+    averages read is summed without a product.
+    """
+    names = {v.name for v in members.values}
+    if names & {v.name for v in graph.inputs}:
+        return False
+    made = {o.kind for o in graph.ops if o.result.name in names} - MOVES
+    read = {o.kind for o in graph.ops if any(v.name in names for v in o.operands)} - MOVES
+    return bool(made and made <= _AVERAGES and read <= {"dense"}) or bool(read and read <= _AVERAGES)
+
+
+def _window(o: Op) -> int:
+    """How many elements an average sums."""
+    if o.kind == "avg_pool2d":
+        return math.prod(o.ints_attr("kernel"))
+    return math.prod(abs(o.operands[0].type.shape[axis]) for axis in o.ints_attr("axes"))

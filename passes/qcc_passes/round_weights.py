@@ -1,26 +1,38 @@
-"""Low-bit weights that keep each layer's output, chosen on calibration data."""
+"""Integer weights that keep each layer's output, chosen on calibration data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from qcc.ir.graph import Graph, Op, Stage, constant
+from qcc.errors import PassError
+from qcc.ir.graph import Graph, Op, Stage, Value, constant, constants, rewrite
 from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc.verify.windows import Window
-from qcc_passes.layers import LAYER_KINDS
+from qcc.verify.blas import one_thread
+from qcc_passes.layers import LAYER_KINDS, groups_of
+from qcc_passes.moments import Moments, columns, input_moments
 from qcc_passes.rounding import Codes, compensated, round_rows
-from qcc_passes.sweep import Step, sweep
+from qcc_passes.samples import affordable, elements, fixed_batch, parts
+from qcc_passes.sweep import Step, Sweep, unquantized
 
 Array = NDArray[Any]
+
+_RUN: Final = 64 << 20
+"""Bytes of activations that one run holds."""
+_LEAST_RUNS: Final = 4
+_HELD: Final = 0.25
+"""Share of the runs that only judge."""
+
+Parts = Sequence[Mapping[str, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +48,20 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class RoundedWeights:
-    """One entry per layer that the pass tried, in order."""
+    """One entry per layer that the pass tried."""
 
     layers: tuple[Rounded, ...]
 
 
 class RoundWeights(Pass):
-    """Weights below 8 bits: GPTQ, then integer coordinate descent with scale refit, on quantized inputs.
+    """Round weights by GPTQ, then integer coordinate descent with scale refit, on the layers' inputs.
 
-    Layers are visited in order, each seeing what the rounded ones before it compute; the target is
-    the fp32 output (``compensate``) or the layer's own weights. A layer keeps its rounding to
-    nearest unless the error of its output on held-out samples falls.
+    Layers whose weights have ``compensate_below`` bits or more keep what they compute on fp32 inputs.
+    Those with fewer are visited in order, each seeing what the rounded ones before it compute, and
+    aim at the fp32 output, undoing upstream error as well; at 8 bits that would fit noise. A layer keeps
+    its rounding to nearest unless the error of its output falls on samples held out from the choice.
+    ``samples`` of the calibration data are used, by default more for smaller networks, and of each
+    layer's output ``positions`` places on them.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -55,33 +70,26 @@ class RoundWeights(Pass):
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
     gives: ClassVar[tuple[type, ...]] = (RoundedWeights,)
 
-    below: int = Field(default=8, ge=2, le=9, description="round layers whose weights have fewer bits")
-    samples: int = Field(default=128, ge=2, description="calibration samples to use")
-    held_out: float = Field(default=0.25, gt=0, lt=1, description="share of them that only judges")
-    positions: int = Field(default=20_000, ge=16, description="output positions per layer, over all samples")
-    compensate: bool = Field(default=True, description="aim at the fp32 output, undoing upstream error")
+    below: int = Field(default=9, ge=2, le=9, description="round layers whose weights have fewer bits")
+    compensate_below: int = Field(default=8, ge=2, le=9, description="aim at the fp32 output below so many bits")
+    samples: int | None = Field(default=None, ge=2, description="calibration samples to use")
+    positions: int = Field(default=8_192, ge=16, description="output positions per layer, over all samples")
     damping: float = Field(default=0.01, gt=0, description="share of the mean diagonal added to the Gram matrix")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
-        data = ctx.facts.get(CalibrationData)
-        data.check(graph)
-        inputs = next(data.batches(min(self.samples, data.samples)))
-        rng = ctx.rng()
-        todo = sum(self._bits(o) is not None for o in graph.ops)
-        done: list[Rounded] = []
-
-        def revise(step: Step) -> Sequence[Op]:
-            if (bits := self._bits(step.op)) is None:
-                return ()
-            verdict, weights = self._round(step, bits, rng)
-            done.append(verdict)
-            ctx.progress(self.name, len(done), todo)
-            said = "rounded" if verdict.accepted else "kept as it was"
-            ctx.log.info("%s: %s %s, error %.3g -> %.3g", self.name, verdict.layer, said, verdict.before, verdict.after)
-            return [weights] if verdict.accepted else ()
-
-        graph = sweep(graph, inputs, revise) if todo else graph
-        ctx.facts.put(RoundedWeights(tuple(done)))
+        """The graph with rounded weights. Raises ConfigError where the data do not fit."""
+        bits = {o.result.name: b for o in graph.ops if (b := self._bits(o)) is not None}
+        alone = [o for o in graph.ops if bits.get(o.result.name, 0) >= self.compensate_below]
+        verdicts: list[Rounded] = []
+        fitted, held = self._parts(graph, ctx)
+        if bits and not (fitted and held):
+            ctx.log.warning("%s: weights stay as they are: too few calibration samples to hold some out", self.name)
+            bits, alone = {}, []
+        if alone:
+            graph = self._round_alone(graph, alone, fitted, held, verdicts, ctx)
+        if len(alone) < len(bits):
+            graph = self._round_in_order(graph, len(bits) - len(alone), fitted, held, verdicts, ctx)
+        ctx.facts.put(RoundedWeights(tuple(verdicts)))
         return graph
 
     def _bits(self, o: Op) -> int | None:
@@ -89,79 +97,116 @@ class RoundWeights(Pass):
         quant = o.operands[1].type.quant if o.kind in LAYER_KINDS else None
         return quant.bits if quant is not None and quant.bits < self.below and quant.axis == 0 else None
 
-    def _round(self, step: Step, bits: int, rng: np.random.Generator) -> tuple[Rounded, Op]:
-        """The verdict on one layer, and the constant with its new weights."""
-        o = step.op
-        real, snapped = step.exact[1].astype(np.float64), step.quantized[1].astype(np.float64)
-        groups = o.int_attr("groups") if o.kind == "conv2d" else 1
-        codes, scales, before, after, energy = [], [], 0.0, 0.0, 0.0
-        rows = len(real) // groups
-        for g in range(groups):
-            outs = slice(g * rows, (g + 1) * rows)
-            fit, judge = self._columns(step, g, groups, rng)
-            w, plain = real[outs].reshape(rows, -1), snapped[outs].reshape(rows, -1)
-            gram, cross = fit.gram()
-            target = compensated(w, gram, cross, self.damping) if self.compensate else w
-            best = round_rows(target, gram, bits, self.damping)
-            best = Codes(best.codes, best.scale.astype(np.float32).astype(np.float64))
-            before += judge.error(w, plain)
-            after += judge.error(w, best.weights)
-            energy += judge.energy(w)
-            codes.append(best.weights)
-            scales.append(best.scale)
-        weights = np.concatenate(codes).reshape(real.shape)
-        quant = Quant(bits, True, tuple(map(Dyadic.of, np.concatenate(scales))), axis=0)
-        total = energy or 1.0
-        verdict = Rounded(o.result.name, bits, before / total, after / total, after < before)
-        return verdict, constant(o.operands[1].name, weights.astype(np.float32), quant=quant)
+    def _parts(self, graph: Graph, ctx: PassContext) -> tuple[Parts, Parts]:
+        """Samples to fit to, and those that only judge."""
+        data = ctx.facts.get(CalibrationData)
+        count = min(self.samples or affordable(graph), data.samples)
+        live = 4 * elements(graph) // (fixed_batch(graph) or 1)
+        runs = parts(graph, data, count, min(_RUN, max(1, count // _LEAST_RUNS) * live), live)
+        held = max(1, round(len(runs) * _HELD))
+        return runs[:-held], runs[-held:]
 
-    def _columns(self, step: Step, group: int, groups: int, rng: np.random.Generator) -> tuple[_Pairs, _Pairs]:
-        """Input columns of one group at sampled output positions: those to fit on, those to judge by."""
-        sides = (step.exact[0] if self.compensate else step.quantized[0], step.quantized[0])
-        images = len(sides[0])
-        held = max(1, round(images * self.held_out))
-        per_image = max(1, self.positions // images)
-        pairs = []
-        for image in range(images):
-            pair = [_patches(step.op, x[image : image + 1], group, groups) for x in sides]
-            count = pair[0].shape[1]
-            if count > per_image:
-                chosen = rng.choice(count, per_image, replace=False)
-                pair = [p[:, chosen] for p in pair]
-            pairs.append(pair)
-        parts = [
-            [np.concatenate(side, axis=1) for side in zip(*p, strict=True)] for p in (pairs[:-held], pairs[-held:])
-        ]
-        return _Pairs(*parts[0]), _Pairs(*parts[1])
+    def _round_alone(
+        self,
+        graph: Graph,
+        chosen: Sequence[Op],
+        fitted: Parts,
+        held: Parts,
+        verdicts: list[Rounded],
+        ctx: PassContext,
+    ) -> Graph:
+        """Every layer by itself, on fp32 inputs."""
+        plain = replace(
+            graph,
+            inputs=tuple(v.typed(quant=None) for v in graph.inputs),
+            ops=tuple(map(unquantized, graph.ops)),
+            outputs=tuple(v.typed(quant=None) for v in graph.outputs),
+        )
+        places = self._places([*fitted, *held])
+        fit, judge = (input_moments(plain, chosen, p, places, ctx) for p in (fitted, held))
+        arrays = constants(graph)
+        changed: dict[str, Op] = {}
+
+        def decide(o: Op) -> tuple[Rounded, Sequence[Op]]:
+            return self._decide(o, arrays[o.operands[1].name], fit[o.result.name], judge[o.result.name], ctx)
+
+        with one_thread(), ThreadPoolExecutor(ctx.threads) as pool:
+            for done, (verdict, made) in enumerate(pool.map(decide, chosen), 1):
+                verdicts.append(verdict)
+                changed |= {c.result.name: c for c in made}
+                ctx.progress(self.name, done, len(chosen))
+        return rewrite(graph, lambda o: [changed[o.result.name]] if o.result.name in changed else None)
+
+    def _round_in_order(
+        self, graph: Graph, todo: int, fitted: Parts, held: Parts, verdicts: list[Rounded], ctx: PassContext
+    ) -> Graph:
+        """Layers below ``compensate_below`` bits, on what the ones before them compute."""
+        arrays = constants(graph)
+        places = self._places([*fitted, *held])
+        done = 0
+
+        def revise(step: Step) -> Sequence[Op]:
+            nonlocal done
+            if (bits := self._bits(step.op)) is None or bits >= self.compensate_below:
+                return ()
+            moments = [self._drifted(step, index, places, ctx) for index in range(len(fitted) + len(held))]
+            fit, judge = _total(moments[: len(fitted)]), _total(moments[len(fitted) :])
+            verdict, made = self._decide(step.op, arrays[step.op.operands[1].name], fit, judge, ctx)
+            verdicts.append(verdict)
+            done += 1
+            ctx.progress(self.name, done, todo)
+            return made
+
+        return Sweep(graph, [*fitted, *held], ctx.threads).run(revise)
+
+    def _places(self, runs: Parts) -> int:
+        """Output positions to look at per sample."""
+        return max(1, self.positions // sum(len(next(iter(run.values()))) for run in runs))
+
+    def _drifted(self, step: Step, part: int, places: int, ctx: PassContext) -> Moments:
+        exact, quantized = (columns(step.op, x, places, ctx.seed + part) for x in step.operand(0, part))
+        return Moments.of(quantized, exact)
+
+    def _decide(
+        self, o: Op, weights: Array, fit: Moments, judge: Moments, ctx: PassContext
+    ) -> tuple[Rounded, Sequence[Op]]:
+        """The verdict on rounding the ``weights`` of ``o``, and the new constant if it is accepted."""
+        weight = o.operands[1]
+        plain = _snapped(weight, weights)
+        groups = groups_of(o)
+        real, near = (a.astype(np.float64).reshape(groups, len(a) // groups, -1) for a in (weights, plain))
+        best, grid = self._rounded(real, _grid(weight).bits, fit)
+        energy = judge.energy(real) or 1.0
+        before, after = (judge.error(real, approx) / energy for approx in (near, best))
+        verdict = Rounded(o.result.name, grid.bits, before, after, after < before)
+        said = "rounded" if verdict.accepted else "kept as it was"
+        ctx.log.debug("%s: %s %s, error %.3g -> %.3g", self.name, verdict.layer, said, before, after)
+        made = constant(weight.name, best.reshape(weights.shape).astype(np.float32), quant=grid)
+        return verdict, (made,) if verdict.accepted else ()
+
+    def _rounded(self, real: Array, bits: int, fit: Moments) -> tuple[Array, Quant]:
+        own = fit.own.astype(np.float64) / fit.count
+        target = real
+        if fit.drift is not None:
+            target = compensated(real, own, own + fit.drift.cross.astype(np.float64) / fit.count, self.damping)
+        best = round_rows(target, own, bits, self.damping)
+        best = Codes(best.codes, best.scale.astype(np.float32).astype(np.float64))
+        return best.weights, Quant(bits, True, tuple(map(Dyadic.of, best.scale.reshape(-1))), axis=0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """The same input columns [K, positions]: those of the wanted output, and the quantized ones."""
-
-    exact: Array
-    quantized: Array
-
-    def gram(self) -> tuple[Array, Array]:
-        """Y Y^T and X Y^T per position, float64."""
-        count = self.exact.shape[1]
-        x, y = (a.astype(np.float64) for a in (self.exact, self.quantized))
-        return y @ y.T / count, x @ y.T / count
-
-    def error(self, weights: Array, approx: Array) -> float:
-        """The squared error of the output without its channel means, which bias correction removes."""
-        difference = weights @ self.exact - approx @ self.quantized
-        return float(np.square(difference - difference.mean(axis=1, keepdims=True)).sum())
-
-    def energy(self, weights: Array) -> float:
-        return float(np.square(weights @ self.exact).sum())
+def _grid(weight: Value) -> Quant:
+    if weight.type.quant is None:
+        raise PassError(f"%{weight.name} lies on no grid: quantize gives it one")
+    return weight.type.quant
 
 
-def _patches(o: Op, x: Array, group: int, groups: int) -> Array:
-    """The columns [K, positions] that one group of a layer multiplies its weights with."""
-    if o.kind == "dense":
-        return x.reshape(-1, x.shape[-1]).T
-    inner = x.shape[1] // groups
-    patches = Window.of(o).columns(np.ascontiguousarray(x[:, group * inner : (group + 1) * inner]))
-    columns: Array = patches.reshape(inner * patches.shape[2], -1)
-    return columns
+def _snapped(weight: Value, weights: Array) -> Array:
+    grid = _grid(weight)
+    return grid.dequantize(grid.quantize(weights))
+
+
+def _total(moments: Sequence[Moments]) -> Moments:
+    first, *rest = moments
+    for other in rest:
+        first.add(other)
+    return first

@@ -1,8 +1,9 @@
 """Choosing integer weights that keep a layer's output: GPTQ, coordinate descent, scale refit.
 
 A layer computes W X for inputs X; its output error is tr((W - s Q) G (W - s Q)^T) with the Gram
-matrix G = X X^T / samples. Rows are independent, so everything runs on all rows at once.
-Shapes: weights and codes [rows, K], scales [rows], G [K, K]; all float64, codes integral.
+matrix G = X X^T / samples. Rows are independent, so everything runs on all rows at once; leading
+axes count problems of their own, such as the groups of a convolution.
+Shapes: weights and codes [..., rows, K], scales [..., rows], G [..., K, K]; all float64, codes integral.
 """
 
 from __future__ import annotations
@@ -20,49 +21,55 @@ _BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """Integer weights and the scale of each row: row r stands for ``scale[r] * codes[r]``."""
+    """Integer weights and the scale of each row: a row stands for ``scale * codes``."""
 
     codes: Array
     scale: Array
 
     @property
     def weights(self) -> Array:
-        dense: Array = self.codes * self.scale[:, None]
+        dense: Array = self.codes * self.scale[..., None]
         return dense
 
 
 def damped(gram: Array, share: float) -> Array:
     """G plus ``share`` of its mean diagonal on the diagonal: positive definite even for few samples."""
-    mean = float(np.mean(np.diag(gram)))
-    result: Array = gram + np.eye(len(gram)) * (share * mean if mean > 0 else 1.0)
+    mean = diagonal(gram).mean(axis=-1)
+    added = np.where(mean > 0, share * mean, 1.0)
+    result: Array = gram + np.eye(gram.shape[-1]) * added[..., None, None]
     return result
 
 
+def diagonal(gram: Array) -> Array:
+    """The diagonals [..., K]."""
+    return np.diagonal(gram, axis1=-2, axis2=-1)
+
+
 def output_error(weights: Array, approx: Array, gram: Array) -> Array:
-    """Each row's squared output error, [rows]."""
+    """Each row's squared output error, [..., rows]."""
     difference = weights - approx
-    error: Array = np.einsum("rk,rk->r", difference @ gram, difference)
+    error: Array = np.einsum("...rk,...rk->...r", difference @ gram, difference)
     return error
 
 
 def nearest(weights: Array, scale: Array, bits: int) -> Codes:
     """Round to nearest on the symmetric signed grid of ``bits`` bits."""
     top = (1 << (bits - 1)) - 1
-    return Codes(np.clip(np.rint(weights / scale[:, None]), -top - 1, top), scale)
+    return Codes(np.clip(np.rint(weights / scale[..., None]), -top - 1, top), scale)
 
 
 def search_scale(weights: Array, importance: Array, bits: int, steps: int = 40) -> Array:
     """The scale of each row that, among clipped ranges, minimises the weighted squared rounding error.
 
-    ``importance`` [K] weighs the columns: the diagonal of G for the output error, ones for plain MSE.
+    ``importance`` [..., K] weighs the columns: the diagonal of G for the output error, ones for plain MSE.
     """
     top = (1 << (bits - 1)) - 1
-    full = np.maximum(np.abs(weights).max(axis=1), 1e-30) / top
+    full = np.maximum(np.abs(weights).max(axis=-1), 1e-30) / top
     best: Array = full.copy()
-    least = np.full(len(weights), np.inf)
+    least = np.full(full.shape, np.inf)
     for factor in np.linspace(0.3, 1.1, steps):
         scale = full * factor
-        error = (np.square(weights - nearest(weights, scale, bits).weights) * importance).sum(axis=1)
+        error = (np.square(weights - nearest(weights, scale, bits).weights) * importance[..., None, :]).sum(axis=-1)
         better = error < least
         best[better], least[better] = scale[better], error[better]
     return best
@@ -76,22 +83,22 @@ def gptq(weights: Array, scale: Array, gram: Array, bits: int) -> Codes:
     ``gram`` must be positive definite.
     """
     top = (1 << (bits - 1)) - 1
-    order = np.argsort(-np.diag(gram), kind="stable")
-    inverse = np.linalg.inv(gram[np.ix_(order, order)])
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    left = weights[:, order].copy()
+    order = np.argsort(-diagonal(gram), axis=-1, kind="stable")
+    rows, columns = order[..., None, :], order[..., :, None]
+    inverse = np.linalg.inv(np.take_along_axis(np.take_along_axis(gram, columns, -2), rows, -1))
+    upper = np.linalg.cholesky((inverse + inverse.swapaxes(-1, -2)) / 2).swapaxes(-1, -2)
+    left = np.take_along_axis(weights, rows, -1)
     codes = np.zeros_like(left)
-    columns = left.shape[1]
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        errors = np.zeros((len(left), stop - start))
+    for start in range(0, left.shape[-1], _BLOCK):
+        stop = min(start + _BLOCK, left.shape[-1])
+        errors = np.zeros((*left.shape[:-1], stop - start))
         for k in range(start, stop):
-            codes[:, k] = np.clip(np.rint(left[:, k] / scale), -top - 1, top)
-            errors[:, k - start] = (left[:, k] - scale * codes[:, k]) / upper[k, k]
-            left[:, k + 1 : stop] -= np.outer(errors[:, k - start], upper[k, k + 1 : stop])
-        left[:, stop:] -= errors @ upper[start:stop, stop:]
+            codes[..., k] = np.clip(np.rint(left[..., k] / scale), -top - 1, top)
+            errors[..., k - start] = (left[..., k] - scale * codes[..., k]) / upper[..., None, k, k]
+            left[..., k + 1 : stop] -= errors[..., k - start, None] * upper[..., None, k, k + 1 : stop]
+        left[..., stop:] -= errors @ upper[..., start:stop, stop:]
     natural = np.empty_like(codes)
-    natural[:, order] = codes
+    np.put_along_axis(natural, rows, codes, -1)
     return Codes(natural, scale)
 
 
@@ -103,23 +110,23 @@ def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 
     """
     top = (1 << (bits - 1)) - 1
     codes, scale = start.codes.copy(), start.scale.copy()
-    diagonal = np.maximum(np.diag(gram), 1e-30)
+    curvature = np.maximum(diagonal(gram), 1e-30)[..., None, :]
     for _ in range(sweeps):
         changed = False
-        pull = (weights - codes * scale[:, None]) @ gram
-        for first in range(0, codes.shape[1], _BLOCK):
-            block = slice(first, min(first + _BLOCK, codes.shape[1]))
-            local, moved = gram[block, block], np.zeros((len(codes), block.stop - first))
-            near = pull[:, block]
+        pull = (weights - codes * scale[..., None]) @ gram
+        for first in range(0, codes.shape[-1], _BLOCK):
+            block = slice(first, min(first + _BLOCK, codes.shape[-1]))
+            local, near = gram[..., block, block], pull[..., block]
+            moved = np.zeros_like(near)
             for k in range(block.stop - first):
-                free = near[:, k] / (scale * diagonal[first + k]) + codes[:, first + k]
-                step = np.clip(np.rint(free), -top - 1, top) - codes[:, first + k]
+                free = near[..., k] / (scale * curvature[..., first + k]) + codes[..., first + k]
+                step = np.clip(np.rint(free), -top - 1, top) - codes[..., first + k]
                 if step.any():
-                    codes[:, first + k] += step
-                    moved[:, k] = step
-                    near -= np.outer(scale * step, local[k])
+                    codes[..., first + k] += step
+                    moved[..., k] = step
+                    near -= (scale * step)[..., None] * local[..., None, k, :]
                     changed = True
-            pull[:, block.stop :] -= (moved * scale[:, None]) @ gram[block, block.stop :]
+            pull[..., block.stop :] -= (moved * scale[..., None]) @ gram[..., block, block.stop :]
         scale = _refit(weights, codes, scale, gram)
         if not changed:
             break
@@ -129,8 +136,8 @@ def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 
 def _refit(weights: Array, codes: Array, scale: Array, gram: Array) -> Array:
     """The least-squares scale of each row; the old one where codes vanish or it would turn negative."""
     projected = codes @ gram
-    energy = np.einsum("rk,rk->r", projected, codes)
-    fit = np.einsum("rk,rk->r", projected, weights) / np.where(energy > 0, energy, 1)
+    energy = np.einsum("...rk,...rk->...r", projected, codes)
+    fit = np.einsum("...rk,...rk->...r", projected, weights) / np.where(energy > 0, energy, 1)
     return np.where((energy > 0) & (fit > 0), fit, scale)
 
 
@@ -140,10 +147,10 @@ def round_rows(weights: Array, gram: Array, bits: int, damping: float = 0.01) ->
     ``gram`` may be singular; ``damping`` is the share of its mean diagonal that is added.
     """
     steady = damped(gram, damping)
-    plain = nearest(weights, search_scale(weights, np.diag(steady), bits), bits)
+    plain = nearest(weights, search_scale(weights, diagonal(steady), bits), bits)
     best = descend(weights, gptq(weights, plain.scale, steady, bits), steady, bits)
     worse = output_error(weights, best.weights, steady) > output_error(weights, plain.weights, steady)
-    codes = np.where(worse[:, None], plain.codes, best.codes)
+    codes = np.where(worse[..., None], plain.codes, best.codes)
     return Codes(codes, np.where(worse, plain.scale, best.scale))
 
 
@@ -153,5 +160,6 @@ def compensated(weights: Array, gram: Array, cross: Array, damping: float = 0.01
     With G = Y Y^T and ``cross`` = X Y^T, both per sample: argmin ||W X - V Y||^2 + d ||V - W||^2.
     """
     ridge = damped(gram, damping) - gram
-    solved: Array = np.linalg.solve(gram + ridge, (weights @ (cross + ridge)).T).T
+    wanted = (weights @ (cross + ridge)).swapaxes(-1, -2)
+    solved: Array = np.linalg.solve(gram + ridge, wanted).swapaxes(-1, -2)
     return solved

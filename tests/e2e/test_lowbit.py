@@ -13,7 +13,7 @@ from qcc.artifact.store import read_artifact
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 MODEL = QUICKSTART / "digits.onnx"
-PIPELINE = "fold-batch-norm, canonicalize, equalize-depthwise, calibrate, quantize, round-weights, bias-correct, dyadic"
+PIPELINE = "fold-batch-norm, canonicalize, equalize, calibrate, quantize, round-weights, bias-correct, dyadic"
 
 
 def compiled(run_qcc: Callable[..., Any], out: Path, target: str, weights: int, activations: int) -> None:

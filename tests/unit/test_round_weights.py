@@ -71,6 +71,23 @@ def output_sqnr(graph: Graph) -> float:
     return sqnr_db(env["logits"], evaluate(graph, data)["logits"])
 
 
+def weight_sqnr(graph: Graph) -> float:
+    """That of the logits where weights alone lie on grids."""
+    data = inputs(200, 2)
+    exact, found = dict(data), dict(data)
+    for o in graph.ops:
+        if o.kind == "constant":
+            quant = o.result.type.quant
+            exact[o.result.name] = ORIGINAL.get(o.result.name, o.array)
+            found[o.result.name] = o.array if quant is None else quant.dequantize(quant.quantize(o.array))
+        else:
+            exact[o.result.name], found[o.result.name] = (_run(unquantized(o), env) for env in (exact, found))
+    return sqnr_db(exact["logits"], found["logits"])
+
+
+ORIGINAL = constants(network(8))
+
+
 def _run(o: Op, env: dict[str, Array]) -> Array:
     return evaluate_op(o, [env[v.name] for v in o.operands])
 
@@ -96,11 +113,25 @@ def test_accepted_weights_lie_on_their_grid() -> None:
         assert np.array_equal(quant.dequantize(quant.quantize(weights[name].array)), weights[name].array)
 
 
-def test_eight_bits_are_left_alone_by_default() -> None:
+def test_eight_bits_gain_too() -> None:
     before = network(8)
     after, report = rounded(before)
+    assert [r.accepted for r in report.layers] == [True, True]
+    assert weight_sqnr(after) > weight_sqnr(before) + 3
+
+
+def test_wide_weights_are_left_alone_on_demand() -> None:
+    before = network(8)
+    after, report = rounded(before, below=8)
     assert report.layers == ()
     assert after is before
+
+
+def test_too_few_samples_leave_the_weights_as_they_are() -> None:
+    ctx = PassContext()
+    ctx.facts.put(CalibrationData(inputs(1, 1)))
+    before = network(4)
+    assert RoundWeights().run(before, ctx) is before
 
 
 def test_a_rounding_that_does_not_help_is_refused() -> None:
@@ -119,6 +150,6 @@ def test_a_rounding_that_does_not_help_is_refused() -> None:
             else None
         ),
     )
-    after, report = rounded(exact, compensate=False)
+    after, report = rounded(exact, compensate_below=2)
     assert not any(r.accepted for r in report.layers)
     assert all(np.array_equal(a, constants(exact)[k]) for k, a in constants(after).items())

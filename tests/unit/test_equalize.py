@@ -17,7 +17,7 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
 from qcc.verify.interp import evaluate
-from qcc_passes.equalize_depthwise import EqualizeDepthwise, channel_scales
+from qcc_passes.equalize import Equalize, channel_scales
 
 WINDOW: dict[str, Any] = {"strides": (1, 1), "dilations": (1, 1)}
 RELU = {"lo": 0.0}
@@ -44,7 +44,7 @@ def _network(clamp: Mapping[str, float], *, shared: bool = False) -> Graph:
 def _equalize(graph: Graph, data: NDArray[Any] = DATA) -> Graph:
     ctx = PassContext()
     ctx.facts.put(CalibrationData({"x": data}))
-    return Pipeline((EqualizeDepthwise(limit=1000),)).run(graph, ctx)
+    return Pipeline((Equalize(limit=1000),)).run(graph, ctx)
 
 
 def _ranges(graph: Graph) -> NDArray[Any]:
@@ -101,4 +101,4 @@ def test_factors() -> None:
 
 def test_data_are_needed() -> None:
     with pytest.raises(PassError, match="CalibrationData"):
-        EqualizeDepthwise().run(_network(RELU), PassContext())
+        Equalize().run(_network(RELU), PassContext())

@@ -1,4 +1,4 @@
-"""Equalize the channels of activations that only depthwise convolutions read."""
+"""Equalize the channels of activations between convolutions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ _BATCH: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``producer``'s result, which nothing but the depthwise convolutions ``readers`` uses."""
+    """``producer``'s result, which nothing but convolutions reads, through max pools and concatenations at most.
+
+    ``readers`` are these, each with the first of its input channels that the producer makes.
+    """
 
     producer: Op
-    readers: tuple[Op, ...]
+    readers: tuple[tuple[Op, int], ...]
 
     @property
     def value(self) -> Value:
@@ -41,31 +44,41 @@ class Edge:
     def ceiling(self) -> float:
         return self.producer.float_attr("hi", math.inf)
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether every reader keeps the channels apart."""
+        return all(is_depthwise(o) for o, _ in self.readers)
 
-class EqualizeDepthwise(Pass):
-    """Scale channels that only depthwise convolutions read, so that all use the whole of a common grid.
+
+class Equalize(Pass):
+    """Scale channels between convolutions, so that all use more of their common grid.
 
     Channel c of the producer (a convolution without residual) is multiplied by s_c ≥ 1, and the
-    weights of its readers are divided by it, where s_c brings the channel's extremes on the first
-    ``samples`` calibration samples to those of the widest channel; ``limit`` bounds it. A linear result or a
-    Relu keeps the function exactly. An upper clamp (Relu6) cannot follow: it is dropped where no
-    sample reached it, and kept otherwise, so that the function changes only where a channel goes
-    beyond all it reached in calibration, which its grid would cut off anyway.
+    weights of its readers are divided by it, where s_c = (r / r_c)^strength brings the channel's extremes
+    r_c on the first ``samples`` calibration samples towards those of the widest channel, r; ``limit``
+    bounds it. Where only depthwise convolutions read it, the strength is 1, since each channel's
+    weights have a grid of their own; else ``strength`` shares the unevenness between activations and
+    weights (Nagel et al., arXiv:1906.04721; Xiao et al., arXiv:2211.10438). 0 leaves those edges alone.
+
+    A linear result or a Relu keeps the function exactly. An upper clamp (Relu6) cannot follow: it is
+    dropped where no sample reached it, and kept otherwise, so that the function changes only where a
+    channel goes beyond all it reached in calibration, which its grid would cut off anyway.
 
     Run it before ``calibrate``. Raises ConfigError where the data do not fit the graph.
     """
 
-    name: ClassVar[str] = "equalize-depthwise"
+    name: ClassVar[str] = "equalize"
     accepts: ClassVar[Stage] = Stage.FLOAT
     yields: ClassVar[Stage] = Stage.FLOAT
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
 
     samples: int = Field(default=32, gt=0)
+    strength: float = Field(default=0.5, ge=0, le=1)
     limit: float = Field(default=16.0, ge=1)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         scope = Scope(graph, ctx.log)
-        edges = depthwise_edges(graph, scope)
+        edges = [e for e in find_edges(graph, scope) if e.depthwise or self.strength]
         if not edges:
             return graph
         data = ctx.facts.get(CalibrationData)
@@ -74,21 +87,22 @@ class EqualizeDepthwise(Pass):
         scales: dict[str, Array] = {}
         for edge in edges:
             low, high = extremes[edge.value.name]
-            scales[edge.value.name] = channel_scales(low, high, self.limit)
+            strength = 1.0 if edge.depthwise else self.strength
+            scales[edge.value.name] = channel_scales(low, high, self.limit, strength)
             ctx.log.debug("%%%s equalized: widest factor %.3g", edge.value.name, scales[edge.value.name].max())
         idle = {e.value.name for e in edges if extremes[e.value.name][1].max() < e.ceiling}
-        return _scaled(graph, scales, idle, scope)
+        return _scaled(graph, edges, scales, idle, scope)
 
 
-def depthwise_edges(graph: Graph, scope: Scope) -> list[Edge]:
+def find_edges(graph: Graph, scope: Scope) -> list[Edge]:
     """The activations of a FLOAT ``graph`` that can be equalized, in order."""
     edges: list[Edge] = []
     for o in graph.ops:
-        readers = tuple(scope.users(o.result))
-        if o.kind != "conv2d" or not readers or not all(_is_depthwise(u, o.result, scope) for u in readers):
+        readers = _readers(o.result, scope) if o.kind == "conv2d" else None
+        if not readers:
             continue
-        if len(o.operands) == 4 or scope.is_output(o.result) or weights(o, scope) is None:
-            scope.keep(o, "not equalized: it adds a residual, is an output, or its weights vary")
+        if len(o.operands) == 4 or weights(o, scope) is None:
+            scope.keep(o, "not equalized: it adds a residual, or its weights vary")
         elif o.float_attr("lo", 0.0) != 0 or o.float_attr("hi", 1.0) <= 0:
             scope.keep(o, "not equalized: its clamp does not begin at zero")
         else:
@@ -96,12 +110,33 @@ def depthwise_edges(graph: Graph, scope: Scope) -> list[Edge]:
     return edges
 
 
-def _is_depthwise(o: Op, x: Value, scope: Scope) -> bool:
-    """Whether ``o`` is a convolution that reads ``x``, only as its input, each channel by itself."""
-    if o.kind != "conv2d" or o.operands[0].name != x.name or weights(o, scope) is None:
-        return False
-    alone = o.operands[1].type.shape[1] == 1 and all(v.name != x.name for v in o.operands[1:])
-    return alone and o.int_attr("groups") == x.type.shape[1]
+def _readers(value: Value, scope: Scope) -> tuple[tuple[Op, int], ...] | None:
+    """The convolutions that read ``value`` and its first channel there; None where anything else does."""
+    found: list[tuple[Op, int]] = []
+    ways = [(value, 0)]
+    while ways:
+        seen, offset = ways.pop()
+        users = scope.users(seen)
+        if scope.is_output(seen) or not users:
+            return None
+        for o in users:
+            places = [i for i, v in enumerate(o.operands) if v.name == seen.name]
+            if o.kind == "conv2d" and places == [0] and weights(o, scope) is not None:
+                if not is_depthwise(o) and o.int_attr("groups") > 1:
+                    return None
+                found.append((o, offset))
+            elif o.kind == "max_pool2d":
+                ways.append((o.result, offset))
+            elif o.kind == "concat" and o.int_attr("axis") == 1 and len(places) == 1:
+                ways.append((o.result, offset + sum(v.type.shape[1] for v in o.operands[: places[0]])))
+            else:
+                return None
+    return tuple(found)
+
+
+def is_depthwise(o: Op) -> bool:
+    """Whether a convolution's every input channel is a group of its own."""
+    return o.operands[1].type.shape[1] == 1 and o.int_attr("groups") == o.operands[0].type.shape[1]
 
 
 def channel_extremes(
@@ -149,34 +184,46 @@ def _probe(graph: Graph, edges: Sequence[Edge]) -> Graph:
     return replace(graph, ops=live(ops, outputs), outputs=tuple(outputs))
 
 
-def channel_scales(low: Array, high: Array, limit: float) -> Array:
-    """The factor [C] ≥ 1 that stretches each channel to the extremes over all channels; 1 for dead ones.
+def channel_scales(low: Array, high: Array, limit: float, strength: float = 1.0) -> Array:
+    """The factor [C] ≥ 1 that stretches each channel towards the extremes over all channels; 1 for dead ones.
 
-    ``low`` and ``high`` [C] are the extremes of each channel; no factor exceeds ``limit``.
+    ``low`` and ``high`` [C] are the extremes of each channel. ``strength`` is the power of the factor
+    that would reach them; none exceeds ``limit``.
     """
     factors = np.full(high.shape, np.inf)
     for reach in (np.maximum(high, 0), np.maximum(-low, 0)):
         used = reach > 0
         factors[used] = np.minimum(factors[used], reach.max() / reach[used])
     factors[np.isinf(factors)] = 1
-    scales: Array = np.clip(factors, 1, limit)
+    scales: Array = np.clip(factors**strength, 1, limit)
     return scales
 
 
-def _scaled(graph: Graph, scales: Mapping[str, Array], idle: Set[str], scope: Scope) -> Graph:
+def _scaled(graph: Graph, edges: Sequence[Edge], scales: Mapping[str, Array], idle: Set[str], scope: Scope) -> Graph:
     """``graph`` with the channels of the values in ``scales`` multiplied; ``idle`` lose their upper clamp."""
+    divisors: dict[str, Array] = {}
+    for edge in edges:
+        for reader, first in edge.readers:
+            divisor = divisors.setdefault(reader.result.name, np.ones(reader.operands[0].type.shape[1]))
+            divisor[first : first + len(scales[edge.value.name])] *= scales[edge.value.name]
     ops: list[Op] = []
     for o in graph.ops:
-        before, after = (scales.get(v.name) for v in (o.operands[0], o.result)) if o.operands else (None, None)
+        before, after = divisors.get(o.result.name), scales.get(o.result.name)
         known = None if before is None and after is None else weights(o, scope)
         if known is None:
             ops.append(o)
             continue
         w, b = known
         if before is not None:
-            w = w / np.repeat(before, len(w) // len(before)).reshape(-1, 1, 1, 1)
+            w = w / (
+                np.repeat(before, len(w) // len(before)).reshape(-1, 1, 1, 1) if is_depthwise(o) else _column(before)
+            )
         if after is not None:
             w, b = w * after.reshape(-1, 1, 1, 1), b * after
         attrs = {k: a for k, a in o.attrs.items() if k != "hi" or o.result.name not in idle}
         ops += relinear(op(o.kind, o.operands, o.results, **attrs), o.result, w, b, scope)
     return replace(graph, ops=live(ops, graph.outputs))
+
+
+def _column(factors: Array) -> Array:
+    return factors.reshape(1, -1, 1, 1)
