@@ -67,7 +67,7 @@ def network() -> tuple[Graph, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     n.layer("iconv2d", 4, point, (64, 1, 3, 3), **window(1, 1, 64))
     n.layer("iconv2d", 4, words, (40, 20, 3, 3), **window(1))
     graph = n.b.graph(n.outputs)
-    inputs = {
+    inputs: dict[str, NDArray[Any]] = {
         "image": n.rng.integers(0, 256, (2, 3, 9, 8)).astype(np.uint8),
         "rows": n.rng.integers(0, 256, (2, 70)).astype(np.uint8),
         "words": n.rng.integers(0, 1 << 16, (2, 20, 5, 6)).astype(np.uint16),

@@ -12,13 +12,14 @@ from typing import Final
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
-from qcc_targets.cpu.simd import conv, depthwise
+from qcc_targets.cpu.simd import conv, depthwise, rescale
 
 Template = Callable[[Site, Isa], Kernel | None]
 
 _TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
     "iconv2d": (depthwise.build, conv.build),
     "idense": (conv.build,),
+    "ilinear": (rescale.build,),
 }
 """The templates of each operation, the fastest first."""
 

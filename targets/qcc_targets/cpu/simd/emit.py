@@ -97,11 +97,6 @@ def run(name: str, *args: Expr) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", f"llvm.{name}", *args))
 
 
-def prefetch(source: Memory, index: Expr) -> None:
-    """Ask for the cache line of an element, for the second-level cache; it need not exist."""
-    run("prefetch", address(source, index), *(tirx.IntImm("int32", v) for v in (0, 2, 1)))
-
-
 def address(source: Memory, index: Expr) -> Expr:
     """The address of an element."""
     return tirx.address_of(tirx.BufferLoad(source.buffer, [index + source.start]))
