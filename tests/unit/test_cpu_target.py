@@ -28,7 +28,8 @@ from qcc.runtime.program import PROGRAM, Program
 from qcc.runtime.tvm_network import Network
 from qcc.verify.interp import evaluate
 from qcc_targets.cpu.codegen import compile_object
-from qcc_targets.cpu.compiler import Compiler, Limits, Unit
+from qcc_targets.cpu.compile_child import Limits
+from qcc_targets.cpu.compiler import Compiler, Unit
 from qcc_targets.cpu.disassembly import float_instructions, float_lines
 from qcc_targets.cpu.isa import LEVELS
 from qcc_targets.cpu.lowering import COPY, FILL_HALO, Lowered, lower
@@ -258,14 +259,19 @@ def test_a_crashing_compiler_is_an_error_and_the_next_job_runs(compiler: Compile
     assert same(run(compile_graph(small(), "generic", compiler=compiler), batch(1)), evaluate(small(), batch(1)))
 
 
-def test_a_dead_compiling_process_is_replaced(compiler: Compiler) -> None:
-    compile_graph(small(), "generic", compiler=compiler)
-    (process, *_) = [worker._process for worker in compiler._workers if worker._process is not None]
-    process.kill()
-    process.wait()
-    with pytest.raises(TargetError, match="ended"):
-        compile_graph(small(), "generic", compiler=compiler)
-    assert same(run(compile_graph(small(), "generic", compiler=compiler), batch(1)), evaluate(small(), batch(1)))
+@pytest.mark.parametrize(
+    ("limits", "ending", "complaint"),
+    [
+        (Limits(seconds=1), lambda *_, **__: sum(iter(int, 1)), "killed by SIG"),
+        (Limits(memory=1 << 20), lambda *_, **__: bytearray(1 << 30), "MemoryError"),
+    ],
+)
+def test_a_compilation_that_takes_too_much_is_stopped(
+    limits: Limits, ending: Callable[..., Any], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcc_targets.cpu.compile_child.compile_object", ending)
+    with pytest.raises(TargetError, match=f"native compilation failed: {complaint}"):
+        compile_graph(small(), "generic", compiler=Compiler(limits))
 
 
 def test_without_a_linker_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

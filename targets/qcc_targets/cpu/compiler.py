@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import select
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import tvm
 from tvm import tirx
 
 from qcc.errors import TargetError
+from qcc_targets.cpu.compile_child import Child, Job, Limits
 from qcc_targets.cpu.isa import Isa
 
 _UNITS: Final = 4
@@ -33,9 +25,6 @@ _MOST: Final = 16
 has a cost of its own, and several can be compiled at once. Nothing here depends on the machine, since
 the division into modules shows in the library."""
 
-_PER_WORKER: Final = 4
-"""Modules that keep one process busy for long enough: a process takes a second to start."""
-
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -44,14 +33,8 @@ class Unit:
     functions: Mapping[str, tirx.PrimFunc]
     floats: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one compilation may take: seconds of processor time, bytes of address space; how many run at once."""
-
-    seconds: int = 600
-    memory: int = 8 << 30
-    processes: int = 2
+    def module(self) -> tvm.IRModule:
+        return tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in self.functions.items()})
 
 
 def units(functions: Mapping[str, tirx.PrimFunc]) -> list[Unit]:
@@ -62,15 +45,14 @@ def units(functions: Mapping[str, tirx.PrimFunc]) -> list[Unit]:
 
 
 class Compiler:
-    """Compiles and links; its child processes start with the first library and stay for the next ones.
+    """Compiles and links, in children of this process.
 
-    Several threads may share one; they take turns.
+    A child is forked, so that it finds TVM loaded and the functions in its memory: to write them down,
+    and read them in another process, takes as long as to compile them. Several threads may share one.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._workers = [_Worker(self.limits) for _ in range(self.limits.processes)]
-        self._turn = threading.Lock()
 
     def library(self, parts: Sequence[Unit], exported: Sequence[str], isa: Isa, path: Path) -> None:
         """Compile ``parts`` and link them into ``path``; only the symbols ``exported`` stay visible.
@@ -81,96 +63,13 @@ class Compiler:
         linker = find_linker(isa.machine)
         with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
             folder = Path(scratch)
-            for number, part in enumerate(parts):
-                module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in part.functions.items()})
-                (folder / f"{number}.json").write_text(tvm.ir.save_json(module))
-            busy = self._workers[: -(-len(parts) // _PER_WORKER)]
-            shares = [list(range(first, len(parts), len(busy))) for first in range(len(busy))]
-            with ThreadPoolExecutor(len(busy)) as pool:
-                jobs = [
-                    pool.submit(worker.run, folder, share, parts, isa)
-                    for worker, share in zip(busy, shares, strict=True)
-                ]
-            for job in jobs:  # all have ended by now: a failure must not leave another worker's job unread
-                job.result()
-            _link(linker, [folder / f"{n}.o" for n in range(len(parts))], exported, folder, path)
-
-
-class _Worker:
-    """One ``compile_worker`` process, started at its first job."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._process: subprocess.Popen[str] | None = None
-
-    def run(self, folder: Path, share: Sequence[int], parts: Sequence[Unit], isa: Isa) -> None:
-        """Compile the units whose numbers are in ``share``. Raises TargetError."""
-        job, log = folder / f"job{share[0]}.json", folder / f"job{share[0]}.log"
-        files = [
-            {
-                "module": str(folder / f"{n}.json"),
-                "object": str(folder / f"{n}.o"),
-                "floats": parts[n].floats,
-            }
-            for n in share
-        ]
-        limits = {"seconds": self._limits.seconds, "memory": self._limits.memory}
-        job.write_text(json.dumps({"target": isa.target(), "log": str(log), "units": files, **limits}))
-        status = self._ask(str(job))
-        code = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            return
-        detail = (log.read_text().strip().splitlines() or ["no message"])[-1][:300] if log.exists() else "no message"
-        if code == TargetError.exit_code:
-            raise TargetError(detail)
-        if code < 0:
-            seconds, memory = self._limits.seconds, self._limits.memory >> 20
-            detail = f"killed by {signal.Signals(-code).name}; its limits are {seconds} s and {memory} MiB"
-        raise TargetError(f"native compilation failed: {detail}")
-
-    def _ask(self, job: str) -> int:
-        process = self._started()
-        if process.stdin is None or process.stdout is None:
-            raise TargetError("the compiling process has no pipes")
-        try:
-            process.stdin.write(f"{job}\n")
-            process.stdin.flush()
-            answer = process.stdout.readline() if _readable(process.stdout, 4 * self._limits.seconds) else ""
-        except OSError:
-            answer = ""
-        if not answer:
-            _stop(process)
-            self._process = None
-            raise TargetError("the compiling process ended, or took far longer than its limits allow")
-        return int(answer)
-
-    def _started(self) -> subprocess.Popen[str]:
-        if self._process is None:
-            command = [sys.executable, "-m", "qcc_targets.cpu.compile_worker"]
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-            )
-            weakref.finalize(self, _stop, self._process)
-        return self._process
-
-
-def _readable(pipe: IO[str], seconds: int) -> bool:
-    """Whether ``pipe`` has something to read, or ends, within ``seconds``."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    return bool(poll.poll(1000 * seconds))
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End the process and whatever it has forked."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.close()
-    process.wait()
+            jobs = [Job(part.module(), isa.target(), folder / f"{n}.o", part.floats) for n, part in enumerate(parts)]
+            count = min(self.limits.processes, len(jobs))
+            children = [Child(jobs[first::count], self.limits, folder / f"{first}.log") for first in range(count)]
+            failures = [child.failure() for child in children]  # of all, so that none is left behind
+            for failure in filter(None, failures):
+                raise TargetError(failure)
+            _link(linker, [job.path for job in jobs], exported, folder, path)
 
 
 def find_linker(machine: str = "x86_64") -> str:

@@ -18,7 +18,8 @@ from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
 from qcc.runtime.program import PROGRAM, Argument, Level, Program
 from qcc.runtime.tvm_profile import profile
 from qcc_targets.cpu.border import border_functions, bordered
-from qcc_targets.cpu.compiler import Compiler, Limits, Unit, units
+from qcc_targets.cpu.compile_child import Limits
+from qcc_targets.cpu.compiler import Compiler, Unit, units
 from qcc_targets.cpu.header import write_header
 from qcc_targets.cpu.isa import LEVELS, Isa, resolve_all
 from qcc_targets.cpu.lowering import MOVES, lower
@@ -94,7 +95,7 @@ class CpuTarget(Target):
         return sorted(out.iterdir())
 
     def _started_compiler(self, processes: int) -> Compiler:
-        """One compiler for all that this target builds: its processes load TVM once."""
+        """One compiler for all that this target builds."""
         if self._compiler is None:
             self._compiler = Compiler(Limits(self.seconds, self.memory_mib << 20, processes))
         return self._compiler

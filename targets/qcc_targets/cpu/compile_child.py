@@ -1,0 +1,115 @@
+"""A child process that compiles: what crashes, loops or eats memory takes only the child down."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from qcc.errors import TargetError
+from qcc_targets.cpu.codegen import compile_object
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one child may take: seconds of processor time, bytes of address space more; how many run at once."""
+
+    seconds: int = 600
+    memory: int = 8 << 30
+    processes: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A module to compile for TVM's ``target`` into the object file ``path``."""
+
+    module: tvm.IRModule
+    target: dict[str, Any]
+    path: Path
+    floats: bool
+
+
+class Child:
+    """Compiles ``jobs``, from its construction on; its messages go to the file ``log``."""
+
+    def __init__(self, jobs: Sequence[Job], limits: Limits, log: Path) -> None:
+        self._limits, self._log = limits, log
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._process = os.fork()
+        if self._process == 0:
+            _compile(jobs, limits, log)
+
+    def failure(self) -> str | None:
+        """Wait for the end; what went wrong, if anything did."""
+        watch = threading.Timer(4 * self._limits.seconds, self._kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            _, status = os.waitpid(self._process, 0)
+        except BaseException:
+            self._kill()
+            os.waitpid(self._process, 0)
+            raise
+        finally:
+            watch.cancel()
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            return None
+        if code < 0:
+            seconds, memory = self._limits.seconds, self._limits.memory >> 20
+            killed = f"killed by {signal.Signals(-code).name}; its limits are {seconds} s and {memory} MiB"
+            return f"native compilation failed: {killed}"
+        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
+        detail = (lines or ["no message"])[-1][:300]
+        return detail if code == TargetError.exit_code else f"native compilation failed: {detail}"
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGKILL)
+
+
+def _compile(jobs: Sequence[Job], limits: Limits, log: Path) -> None:
+    """The whole life of a child; its exit code says how it went."""
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _restrict(limits)
+        with log.open("w") as messages:
+            for stream in (1, 2):
+                os.dup2(messages.fileno(), stream)
+            code = _try(jobs, messages)
+    finally:
+        os._exit(code)
+
+
+def _try(jobs: Sequence[Job], messages: Any) -> int:
+    try:
+        for job in jobs:
+            compile_object(job.module, job.target, job.path, floats=job.floats)
+    except TargetError as e:
+        print(e, file=messages, flush=True)
+        return e.exit_code
+    except Exception as e:  # nothing may escape: the parent reads the log
+        text = str(e).strip().splitlines()
+        print(f"{type(e).__name__}: {text[-1] if text else 'no message'}", file=messages, flush=True)
+        return 1
+    return 0
+
+
+def _restrict(limits: Limits) -> None:
+    """The parent's memory, which a child begins with, does not count."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = limits.memory + pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
