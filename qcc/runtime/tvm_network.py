@@ -46,7 +46,7 @@ class Library:
     def function(self, name: str, arguments: Sequence[Any]) -> Any:
         """The C function ``name`` of ``arguments``, which returns nothing. Raises ArtifactError where there is none."""
         try:
-            found = self._library[name]
+            found: Any = self._library[name]
         except AttributeError as e:
             raise ArtifactError(f"{self._name} has no function {name}") from e
         found.argtypes, found.restype = list(arguments), None

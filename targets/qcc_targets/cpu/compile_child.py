@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -83,6 +84,7 @@ def _compile(jobs: Sequence[Job], limits: Limits, log: Path) -> None:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        faulthandler.disable()
         _restrict(limits)
         with log.open("w") as messages:
             for stream in (1, 2):
