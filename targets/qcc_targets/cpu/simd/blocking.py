@@ -30,7 +30,7 @@ class AmxBlocking:
     stay in the cache; otherwise those of one group of positions do, and its input stays.
     """
 
-    tiles: positions.Tiles
+    tiles: positions.Tiles | positions.PaddedTiles
     registers: Registers
     channels: int
     outputs: int
@@ -80,8 +80,9 @@ class AmxBlocking:
 def amx_candidates(work: Contraction) -> list[AmxBlocking]:
     """All blockings of a contraction that the registers allow."""
     found = []
-    chunk = even_chunk(work.runs, ROW_BYTES)
     cut = positions.tiles(work.shape, work.strides, ROWS)
+    found += _planes(work)
+    chunk = even_chunk(work.runs, ROW_BYTES)
     widths = [work.outputs] if work.outputs <= ROWS else [16, 32, 48, 64, 80]
     if work.outputs <= 4 * ROWS:
         # Two planes of the input need twice the registers: then blocks may have to overlap.
@@ -90,27 +91,38 @@ def amx_candidates(work: Contraction) -> list[AmxBlocking]:
     for channels in dict.fromkeys(w for w in widths if w <= work.outputs):
         columns = -(-channels // ROWS)
         for rows in range(work.planes, 5, work.planes):
-            if rows > cut.count * work.planes or not Registers.fits(rows, columns) or rows * columns > 5:
+            registers = Registers.fitting(rows, columns, channels % ROWS != 0)
+            if rows > cut.count * work.planes or registers is None or rows * columns > 5:
                 continue
-            registers = Registers(rows, columns)
             for inside in (True,) if work.packing else (True, False):  # packed weights are unpacked once per group
                 found.append(AmxBlocking(cut, registers, channels, work.outputs, chunk, inside, work.planes))
     return found
+
+
+def _planes(work: Contraction) -> list[AmxBlocking]:
+    """Blockings by whole small planes."""
+    cut = positions.padded_tiles(work.shape, work.strides, ROWS, 5 // work.planes)
+    if cut is None:
+        return []
+    registers = Registers(cut.parts * work.planes, 1)
+    channels, chunk = min(ROWS, work.outputs), even_chunk(work.runs, ROW_BYTES)
+    return [AmxBlocking(cut, registers, channels, work.outputs, chunk, True, work.planes)]
 
 
 def amx_cycles(work: Contraction, b: AmxBlocking) -> float:
     """Estimated cycles of a contraction.
 
     From measurements on Sapphire Rapids: a product takes as many cycles as its tile has rows, at
-    least 8.5, and 52 until its result is there; a tile load takes half a cycle a row, a whole one
-    where rows straddle cache lines; a tile store, somewhat over a cycle a row, overlaps neither. The
-    requantization runs beside all three, though not without friction.
+    least 8.5 and nearly as many as its depth takes 32-bit words, and 52 until its result is there;
+    more than four tile registers cost where another thread shares the core. A tile load takes half a
+    cycle a row, a whole one where rows straddle cache lines; a tile store, somewhat over a cycle a
+    row, overlaps neither. The requantization runs beside all three, though not without friction.
     """
     r, rows = b.registers, b.tiles.rows
     steps = len(step_offsets(work.runs, b.chunk))
-    product = max(rows, 0.75 * b.chunk / 4, 8.5)
+    product = max(rows, 0.9 * b.chunk / 4, 8.5)
     split = 1 + (b.tiles.pitch % ROW_BYTES + b.chunk > ROW_BYTES)
-    multiply = steps * max(r.rows * r.columns * product, 40)
+    multiply = steps * max(r.rows * r.columns * product, 32) * (1 + 0.15 * max(0, r.used - 4))
     load = steps * (r.rows * rows * split + r.columns * b.chunk / 4) * 0.5
     tile_unit = max(multiply, load) + r.rows * r.columns * rows * 1.2
     requantize = b.rows * rows * b.channels / 16 * (_vector_cycles(work, b) + (2.0 if work.residual else 0.0))

@@ -253,9 +253,9 @@ class _Template:
         def place(tensor: int) -> Place:
             bases = [emit.bind(self._base(tensor, b.tile(row_block, r)) + channel) for r in range(b.rows)]
 
-            def at(position: int) -> tuple[int, Expr, int]:
-                row, within = divmod(position, b.tiles.rows)
-                return row, bases[row], b.tiles.offset(tensor, within)
+            def at(position: int) -> tuple[int, Expr, int] | None:
+                spot = b.tiles.place(tensor, *divmod(position, b.tiles.rows))
+                return None if spot is None else (spot[0], bases[spot[0]], spot[1])
 
             return at
 

@@ -18,8 +18,8 @@ from qcc_targets.cpu.simd import emit
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Constants, Epilogue, packed_order
 
-Place = Callable[[int], tuple[int, Expr, int]]
-"""Where a position's first channel lies: the base's number, the base, and elements from there."""
+Place = Callable[[int], tuple[int, Expr, int] | None]
+"""Where a position's first channel lies: the base's number, the base, and elements from there; None for nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +97,18 @@ class FlatBlock:
         """
         first = 4 * number
         last = min(first + 4, -(-self.positions * self.channels // self.lanes))
-        results = []
+        found: dict[int, Expr] = {}
         for v in range(first, last):
-            added = self._residual(residual, v) if residual else None
-            results.append(self.epilogue.requantize(halves(v), constants[v % self.period], added))
+            if self._runs(target[1], self.lanes * v, self.lanes):  # else none of it is a result
+                added = self._residual(residual, v) if residual else None
+                found[v] = self.epilogue.requantize(halves(v), constants[v % self.period], added)
         if not self.bytes:
-            for v, result in zip(range(first, last), results, strict=True):
+            for v, result in found.items():
                 self._scatter(target, self.epilogue.clamped(result), self.lanes * v, self.lanes)
+        if not self.bytes or not found:
             return
-        results += [results[-1]] * (4 - len(results))
+        anything = next(iter(found.values()))
+        results = [found.get(v, anything) for v in range(first, first + 4)]
         self._scatter(target, self._ordered(self.epilogue.narrow(results)), 4 * self.lanes * number, 4 * self.lanes)
 
     def _ordered(self, packed: Expr) -> Expr:
@@ -132,7 +135,10 @@ class FlatBlock:
                 flat += length
                 continue
             length = min(length, self.valid - channel)
-            key, base, offset = place(position)
+            if (spot := place(position)) is None:
+                flat += length
+                continue
+            key, base, offset = spot
             at = offset + channel
             begin, known, last, _, origin = runs[-1] if runs else (0, 0, -1, 0, 0)
             if (last, begin + known, origin + known) == (key, flat - first, at):
