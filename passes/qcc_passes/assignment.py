@@ -86,6 +86,12 @@ def assign(
     return problem.least_drop() if minimize == DROP else problem.least(minimize)
 
 
+def evaluated(groups: Sequence[Group], picks: tuple[int, ...], gram: NDArray[np.float64] | None = None) -> Assignment:
+    """An assignment that was found otherwise: nothing is proved about it."""
+    used = _Problem(groups, {}, gram, 1).used(picks)
+    return Assignment(picks, used[DROP], 0.0, used)
+
+
 def total(groups: Sequence[Group], picks: Sequence[int], metric: str) -> float:
     """The cost of an assignment in one metric."""
     chosen = [g.choices[p].costs for g, p in zip(groups, picks, strict=True)]
@@ -154,7 +160,7 @@ class _Problem:
                 raise PassError("the bit-assignment program has no solution")
             picks, bound = found
             if self._form is None or self._drop is None or self._value(picks) <= self._drop * (1 + SLACK):
-                used = self._used(picks)
+                used = self.used(picks)
                 return Assignment(picks, used[metric], min(bound, used[metric]), used)
             slope, offset = self._plane(self._form, picks)
             rows.append(Row(slope, self._drop + offset))
@@ -175,7 +181,7 @@ class _Problem:
             picks, bound = self._solve(np.zeros(len(form)), planes)
             if bound >= best_value * (1 - 1e-7) - 1e-12:
                 break
-        return Assignment(best, best_value * scale, min(bound, best_value) * scale, self._used(best))
+        return Assignment(best, best_value * scale, min(bound, best_value) * scale, self.used(best))
 
     def _plane(self, form: Vector, picks: Sequence[int]) -> tuple[Vector, float]:
         """Slope and offset with x'Ax >= slope·x - offset for every x, equal at ``picks``: A is semidefinite."""
@@ -217,7 +223,7 @@ class _Problem:
 
     def _assignment(self, picks: tuple[int, ...], bound: float) -> Assignment:
         value = self._value(picks)
-        return Assignment(picks, value, min(bound, value), self._used(picks))
+        return Assignment(picks, value, min(bound, value), self.used(picks))
 
     def _value(self, picks: Sequence[int]) -> float:
         columns = _columns(self._groups, picks)
@@ -225,7 +231,8 @@ class _Problem:
             return float(self._linear[columns].sum())
         return float(self._form[np.ix_(columns, columns)].sum())
 
-    def _used(self, picks: Sequence[int]) -> dict[str, float]:
+    def used(self, picks: Sequence[int]) -> dict[str, float]:
+        """All costs, and the objective under ``drop``."""
         costs = {m: total(self._groups, picks, m) for m in _metrics(self._groups)}
         return {**costs, DROP: self._value(picks)}
 

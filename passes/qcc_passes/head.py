@@ -104,6 +104,11 @@ def held_out_part(data: CalibrationData, held_out: float) -> CalibrationData:
     return _slice(data, slice(data.samples - max(_held(data, held_out), 1), data.samples))
 
 
+def limited(data: CalibrationData, samples: int) -> CalibrationData:
+    """The first ``samples`` at most."""
+    return _slice(data, slice(0, samples))
+
+
 def _held(data: CalibrationData, share: float) -> int:
     return min(round(data.samples * share), data.samples - 1)
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from qcc.errors import BudgetError, ConfigError
+from qcc.errors import BudgetError, ConfigError, PassError
 from qcc.ir.graph import Graph, Stage
 from qcc.passmgr.base import Pass
 from qcc.passmgr.candidates import Candidate, Candidates
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.latency import LatencyTable
-from qcc_passes.assignment import DROP, Assignment, Group, assign
+from qcc.passmgr.plugins import make_pass
+from qcc_passes.assignment import DROP, Assignment, Group, assign, evaluated
 from qcc_passes.costs import LATENCY
 from qcc_passes.facts import BitPlan
-from qcc_passes.head import Head, head, held_out_part, samples_in
+from qcc_passes.head import Head, fitting_part, head, held_out_part, limited, samples_in
+from qcc_passes.perturbation import Perturbations
+from qcc_passes.refine import refine
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
-from qcc_passes.scoring import Scorer
+from qcc_passes.scoring import Score, Scorer, Trial
 
-Objective = Literal["pairwise", "separate", "labels", "curvature", "uniform"]
+Objective = Literal["pairwise", "separate", "labels", "curvature", "uniform", "refined"]
 
 
 class MixedPrecision(Pass):
@@ -35,8 +40,9 @@ class MixedPrecision(Pass):
 
     Every objective that has been measured yields a candidate: ``curvature`` (HAWQ-V2's Omega, one for
     each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
-    terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all). The one whose true KL on
-    held-out calibration data is least is kept.
+    terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all); ``refined`` starts from the
+    best of them and tries ``tries`` moves on the data that sensitivities are measured on. The candidate
+    whose true KL on held-out calibration data is least is kept.
     """
 
     name: ClassVar[str] = "mixed-precision"
@@ -52,9 +58,15 @@ class MixedPrecision(Pass):
     keep: dict[str, int] = Field(default_factory=dict, description="layers whose bits are given")
     ends: int | None = Field(default=8, ge=2, le=8, description="bits of the first and last layer; null: free")
     objectives: tuple[Objective, ...] = Field(
-        default=("pairwise", "separate", "labels", "curvature", "uniform"), min_length=1
+        default=("pairwise", "separate", "labels", "curvature", "uniform", "refined"), min_length=1
     )
-    held_out: float = Field(default=0.25, gt=0, lt=1, description="share of the calibration data, for scoring")
+    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for scoring")
+    scored_by: tuple[str, ...] = Field(
+        default=("quantize", "round-weights", "bias-correct"),
+        description="passes that make a candidate's network, where what they need was measured; none: rounding alone",
+    )
+    tries: int = Field(default=16, ge=1, description="assignments that refining tries, at most")
+    try_samples: int = Field(default=128, ge=1, description="samples that it tries them on")
     cuts: int = Field(default=60, ge=1, description="tangent planes of the pairwise objective, at most")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
@@ -64,14 +76,19 @@ class MixedPrecision(Pass):
             raise ConfigError("mixed-precision: a budget for latency needs a measured table: pass --latency")
         scene = Scene.of(top, self.widths(top, ctx), self.site_widths(ctx), ctx)
         programs = scene.programs(self.objectives, ctx)
-        tried: dict[tuple[Any, ...], Candidate] = {}
-        scorer = Scorer.of(top, held_out_part(ctx.facts.get(CalibrationData), self.held_out), ctx.threads)
-        for done, (objective, solved) in enumerate(self._solved(scene, programs), 1):
-            bits = scene.weight_bits(solved)
-            key = (tuple(bits.items()), tuple(scene.activation_bits(solved).items()))
-            if key not in tried:
-                tried[key] = _candidate(objective, scene, solved, scorer)
-            ctx.progress(self.name, done, len(programs) + ("uniform" in self.objectives))
+        data = ctx.facts.get(CalibrationData)
+        fitting = fitting_part(data, self.held_out)
+        trial = Trial.of(graph, ctx, [make_pass(name) for name in self.scored_by], fitting)
+        scorer = Scorer.of(top, held_out_part(data, self.held_out), ctx.threads)
+        solved = list(self._solved(scene, programs, ctx))
+        if (refined := self._refined(scene, programs, [s for _, s in solved], trial, ctx)) is not None:
+            solved.append(("refined", refined))
+        tried: dict[tuple[int, ...], Candidate] = {}
+        for done, (objective, assignment) in enumerate(solved, 1):
+            if assignment.picks not in tried:
+                score = scene.score(assignment.picks, scorer, trial)
+                tried[assignment.picks] = _candidate(objective, scene, assignment, score)
+            ctx.progress(self.name, done, len(solved))
         ranked = sorted(tried.values(), key=lambda c: c.kl)
         best = ranked[0]
         ctx.log.info("mixed-precision: %s wins with KL %.3g", best.objective, best.kl)
@@ -81,16 +98,44 @@ class MixedPrecision(Pass):
         ctx.facts.put(BitPlan(best.weight_bits, plan))
         return graph
 
-    def _solved(self, scene: Scene, programs: Sequence[Program]) -> Iterable[tuple[str, Assignment]]:
+    def _solved(self, scene: Scene, programs: Sequence[Program], ctx: PassContext) -> Iterator[tuple[str, Assignment]]:
         """Each program's solution, and the uniform one where there is one."""
-        for program in programs:
+        for done, program in enumerate(programs, 1):
             groups = scene.groups(program)
-            gram = None if program.perturbations is None else program.perturbations.of(scene.options(groups)) / 2
+            gram = None if program.perturbations is None else _form(scene, groups, program.perturbations)
             yield program.objective, assign(groups, self.budgets, gram, self.minimize, self.cuts)
-        if "uniform" in self.objectives and programs:
-            groups = scene.groups(programs[0])
-            if (found := uniform(groups, self.budgets)) is not None:
-                yield "uniform", found
+            ctx.progress("assign", done, len(programs))
+        found = uniform(scene.groups(programs[0]), self.budgets) if "uniform" in self.objectives else None
+        if found is not None:
+            yield "uniform", found
+
+    def _refined(
+        self,
+        scene: Scene,
+        programs: Sequence[Program],
+        found: Sequence[Assignment],
+        trial: Trial | None,
+        ctx: PassContext,
+    ) -> Assignment | None:
+        """The best of ``found`` after trying moves; None where nothing says which to try."""
+        perturbed = next((p for p in programs if p.perturbations is not None), None)
+        if "refined" not in self.objectives or perturbed is None or self.minimize != DROP or DROP in self.budgets:
+            return None
+        fitting = limited(fitting_part(ctx.facts.get(CalibrationData), self.held_out), self.try_samples)
+        scorer = Scorer.of(scene.top, fitting, ctx.threads)
+        groups = scene.groups(perturbed)
+        spent = 0
+
+        def error(picks: tuple[int, ...]) -> float:
+            nonlocal spent
+            spent += 1
+            ctx.progress("refine", min(spent, self.tries), self.tries)
+            return scene.score(picks, scorer, trial).kl
+
+        start = min(dict.fromkeys(s.picks for s in found), key=error)
+        form = _form(scene, groups, perturbed.perturbations)
+        picks = refine(groups, start, form, self.budgets, error, max(self.tries - spent, 1))
+        return evaluated(groups, picks, form)
 
     def widths(self, top: Head, ctx: PassContext) -> dict[str, tuple[int, ...]]:
         """The weight widths that each layer may take. Raises ConfigError."""
@@ -135,17 +180,15 @@ def uniform(groups: Sequence[Group], budgets: Mapping[str, float]) -> Assignment
     return None
 
 
-def _candidate(objective: str, scene: Scene, solved: Assignment, scorer: Scorer) -> Candidate:
-    weight_bits, site_bits = scene.weight_bits(solved), scene.activation_bits(solved)
-    score = scene.score(weight_bits, site_bits, scorer)
-    return Candidate(
-        objective,
-        weight_bits,
-        site_bits,
-        solved.objective,
-        solved.gap,
-        solved.used,
-        score.kl,
-        score.error,
-        score.agreement,
-    )
+def _form(scene: Scene, groups: Sequence[Group], perturbations: Perturbations | None) -> NDArray[np.float64]:
+    """Predicted nats per sample over all choices, as a quadratic form. Raises PassError without perturbations."""
+    if perturbations is None:
+        raise PassError("mixed-precision: inter-layer terms were not measured: run sensitivity-perturbation before it")
+    return perturbations.of(scene.options(groups)) / 2
+
+
+def _candidate(objective: str, scene: Scene, solved: Assignment, score: Score) -> Candidate:
+    weight_bits, site_bits = scene.weight_bits(solved.picks), scene.activation_bits(solved.picks)
+    value, gap = solved.objective, solved.gap
+    costs = solved.used
+    return Candidate(objective, weight_bits, site_bits, value, gap, costs, score.kl, score.error, score.agreement)

@@ -104,7 +104,7 @@ class MeasurePerturbations(Pass):
     method: Method = "auto"
     samples: int = Field(default=256, ge=1, description="calibration samples to use; 512 rank pairs best")
     batch: int = Field(default=16, ge=1, description="samples per pass, where the model leaves it open")
-    held_out: float = Field(default=0.25, ge=0, lt=1, description="share of the data that is left for mixed-precision")
+    held_out: float = Field(default=0.4, ge=0, lt=1, description="share of the data that is left for mixed-precision")
     probes: int = Field(default=4, ge=1, description="random cotangents per batch (linear)")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:

@@ -18,7 +18,7 @@ from qcc.verify.ort import OrtModel
 from qcc_passes.activations import EXACT, Site, on_grid, snapped
 from qcc_passes.curvature import Network, gauss_newton_cotangents, whitened
 from qcc_passes.head import Head, softmax
-from qcc_passes.variants import Variants
+from qcc_passes.variants import Variant, Variants, own_names, with_variants
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -42,9 +42,15 @@ class ExactRows:
         self._top, self._spread, self._labels = top, spread, labels
         kept = [o.result.name for o in top.graph.ops if o.kind != "constant" and o.result.type.dtype == "f32"]
         self._forward = OrtModel(export_onnx(top.graph, keep=kept), threads=threads)
-        by_name = {layer.name: layer.weight for layer in top.layers}
-        reruns = {name: _Rerun.of(top.graph, [by_name[name]], threads) for name in dict.fromkeys(n for n, _ in weights)}
-        self._choices = [(reruns[name], {by_name[name]: array}) for (name, _), array in weights.items()]
+        some = {name: variant for (name, _), variant in weights.items()}
+        reruns = {
+            name: _Rerun.of(with_variants(top.graph, {name: variant}), own_names(name), threads)
+            for name, variant in some.items()
+        }
+        self._choices = [
+            (reruns[name], dict(zip(own_names(name), (variant.weights, variant.bias), strict=True)))
+            for (name, _), variant in weights.items()
+        ]
         roots = {site.name: site.roots for site in sites}
         for (name, _), quant in grids.items():
             graph = snapped(top.graph, dict.fromkeys(roots[name], quant))
@@ -55,8 +61,8 @@ class ExactRows:
         values = {**inputs, **self._forward.run(inputs)}
         outputs = {name: values[name] for name in self._top.axes}
         rows, losses = [], []
-        for rerun, weights in self._choices:
-            changed = {**outputs, **rerun.outputs(values, weights)}
+        for rerun, given in self._choices:
+            changed = {**outputs, **rerun.outputs(values, given)}
             deltas = {name: changed[name] - outputs[name] for name in outputs}
             rows.append(whitened(self._top, outputs, deltas, self._spread).ravel())
             if self._labels is not None:
@@ -78,9 +84,9 @@ class _Rerun:
         suffix = depending(graph, start)
         return cls(OrtModel(export_onnx(suffix), threads=threads, arena=False), tuple(v.name for v in suffix.inputs))
 
-    def outputs(self, values: Arrays, weights: Arrays) -> dict[str, Array]:
-        """The outputs that change. ``weights`` are given values; an exact one is what its rounding took."""
-        feeds = {n: weights[n] if n in weights else values[n.removesuffix(EXACT)] for n in self.reads}
+    def outputs(self, values: Arrays, given: Arrays) -> dict[str, Array]:
+        """The outputs that change with ``given`` values; an exact value is what its rounding took."""
+        feeds = {n: given[n] if n in given else values[n.removesuffix(EXACT)] for n in self.reads}
         return self.model.run(feeds)
 
 
@@ -133,11 +139,8 @@ class LinearRows:
         self._widths = sorted({bits for _, bits in grids})
         made_by, arrays = producers(top.graph), constants(top.graph)
         self._layers = {
-            layer.name: _changes(
-                made_by[layer.name], [weights[layer.name, b] - arrays[layer.weight] for b in widths], ctx.threads
-            )
-            for layer in top.layers
-            if (widths := self._bits.get(layer.name))
+            name: _changes(made_by[name], [weights[name, bits] for bits in widths], arrays, ctx.threads)
+            for name, widths in self._bits.items()
         }
 
     def sums(self, index: int, inputs: Arrays) -> dict[str, Array]:
@@ -177,16 +180,19 @@ class LinearRows:
                 rows[self._grid_rows[site, bits], probe] += products
 
 
-def _changes(o: Op, deltas: Sequence[Array], threads: int) -> OrtModel:
-    """A model of one layer with all ``deltas`` as its weights, without bias: x [1, …] to [1, groups * deltas * …]."""
+def _changes(o: Op, variants: Sequence[Variant], arrays: Arrays, threads: int) -> OrtModel:
+    """One layer with the changes of all ``variants`` as its weights: x [1, …] to [1, groups * variants * …]."""
     b = GraphBuilder("changes")
     x = b.input("x", (1, *o.operands[0].type.shape[1:]))
     groups = o.int_attr("groups") if o.kind == "conv2d" else 1
-    by_group = np.stack([d.reshape(groups, -1, *d.shape[1:]) for d in deltas], axis=1)
-    weights = b.constant(by_group.reshape(-1, *deltas[0].shape[1:]).astype(np.float32))
-    bias = b.constant(np.zeros(weights.type.shape[0], np.float32))
+    exact = [arrays[v.name] for v in o.operands[1:3]]
+    weights, bias = (
+        np.stack([(a - e).reshape(groups, -1, *e.shape[1:]) for a in changed], axis=1).reshape(-1, *e.shape[1:])
+        for changed, e in zip(([v.weights for v in variants], [v.bias for v in variants]), exact, strict=True)
+    )
+    operands = [x, b.constant(weights.astype(np.float32)), b.constant(bias.astype(np.float32))]
     kept = {k: a for k, a in o.attrs.items() if k not in ("lo", "hi")}
-    y = b.append(infer(Stage.FLOAT, o.kind, [x, weights, bias], "y", kept))
+    y = b.append(infer(Stage.FLOAT, o.kind, operands, "y", kept))
     return OrtModel(export_onnx(b.graph([y])), threads=threads, arena=False)
 
 

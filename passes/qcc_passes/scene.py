@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.errors import PassError
-from qcc.ir.graph import constants
+from qcc.ir.graph import constants, producers
 from qcc.ir.types import Quant
 from qcc.passmgr.candidates import LayerFacts
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.latency import LatencyTable
 from qcc_passes.activations import Site, activation_sites, fit
-from qcc_passes.assignment import Assignment, Choice, Group
+from qcc_passes.assignment import Choice, Group
 from qcc_passes.costs import LATENCY, PEAK, CostModel
-from qcc_passes.facts import Ranges
+from qcc_passes.facts import BitPlan, Ranges
 from qcc_passes.head import Head
 from qcc_passes.perturbation import Option, Perturbations
-from qcc_passes.scoring import Score, Scorer
+from qcc_passes.scoring import Score, Scorer, Trial
 from qcc_passes.sensitivity import Sensitivities
-from qcc_passes.variants import round_plainly
+from qcc_passes.variants import Variant, Variants, round_plainly
 
 Array = NDArray[Any]
 
@@ -50,7 +50,7 @@ class Scene:
     site_widths: tuple[int, ...]
     costs: CostModel
     arrays: Mapping[str, Array]
-    rounded: Mapping[tuple[str, int], Array]
+    rounded: Variants
     ranges: Ranges | None
 
     @classmethod
@@ -59,14 +59,14 @@ class Scene:
     ) -> Scene:
         """Of what was measured; ``site_widths`` are empty where activations keep their width."""
         sites = activation_sites(top.graph) if site_widths else ()
-        everything = constants(top.graph)
+        everything, made_by = constants(top.graph), producers(top.graph)
         arrays = {layer.weight: everything[layer.weight] for layer in top.layers}
         measured = ctx.facts.find(Perturbations)
         known = measured.weights if measured is not None and measured.weights is not None else {}
         rounded = {
             (layer.name, bits): known[layer.name, bits]
             if (layer.name, bits) in known
-            else round_plainly(arrays[layer.weight], bits)
+            else Variant(round_plainly(arrays[layer.weight], bits), everything[made_by[layer.name].operands[2].name])
             for layer in top.layers
             for bits in widths[layer.name]
         }
@@ -147,16 +147,16 @@ class Scene:
             for c in g.choices
         ]
 
-    def weight_bits(self, solved: Assignment) -> dict[str, int]:
+    def weight_bits(self, picks: Sequence[int]) -> dict[str, int]:
         """Bits by layer."""
-        picks = zip(self.top.layers, solved.picks, strict=False)
+        chosen = zip(self.top.layers, picks, strict=False)
         per_width = {layer.name: self._activation_choices(layer.name) for layer in self.top.layers}
-        return {layer.name: self.widths[layer.name][pick // per_width[layer.name]] for layer, pick in picks}
+        return {layer.name: self.widths[layer.name][pick // per_width[layer.name]] for layer, pick in chosen}
 
-    def activation_bits(self, solved: Assignment) -> dict[str, int]:
+    def activation_bits(self, picks: Sequence[int]) -> dict[str, int]:
         """Bits by site."""
-        picks = solved.picks[len(self.top.layers) :]
-        return {site.name: self.site_widths[pick] for site, pick in zip(self.sites, picks, strict=True)}
+        chosen = zip(self.sites, picks[len(self.top.layers) :], strict=True)
+        return {site.name: self.site_widths[pick] for site, pick in chosen}
 
     def _activation_choices(self, layer: str) -> int:
         return len(self.site_widths) if layer in self.costs.reads else 1
@@ -165,15 +165,21 @@ class Scene:
         """Bits by activation, from those by site."""
         return {value: site_bits[site.name] for site in self.sites for value in site.values}
 
-    def score(self, weight_bits: Mapping[str, int], site_bits: Mapping[str, int], scorer: Scorer) -> Score:
-        """With these bits; activations that were observed lie on their grids too."""
-        weights = {layer.weight: self.rounded[layer.name, weight_bits[layer.name]] for layer in self.top.layers}
+    def score(self, picks: Sequence[int], scorer: Scorer, trial: Trial | None) -> Score:
+        """With these choices: as ``trial`` compiles them, or else with each layer rounded by itself.
+
+        In the latter case too, activations that were observed lie on their grids.
+        """
+        weight_bits, site_bits = self.weight_bits(picks), self.activation_bits(picks)
+        if trial is not None:
+            return scorer.judge(trial.model(BitPlan(weight_bits, self.by_value(site_bits)), list(self.top.axes)))
+        variants = {layer.name: self.rounded[layer.name, weight_bits[layer.name]] for layer in self.top.layers}
         grids: dict[str, Quant] = {}
         if self.ranges is not None:
             for site in activation_sites(self.top.graph):
                 quant = fit(site, self.ranges, site_bits.get(site.name, DEFAULT_BITS))
                 grids |= dict.fromkeys(site.roots, quant)
-        return scorer.score(weights, grids)
+        return scorer.score(variants, grids)
 
     def facts(self, programs: Sequence[Program]) -> tuple[LayerFacts, ...]:
         """The layers, for the report."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.frontend.export import export_onnx
+from qcc.ir.graph import Graph
 from qcc.ir.types import Quant
+from qcc.passmgr.base import Pass
+from qcc.passmgr.context import Facts, PassContext
 from qcc.passmgr.facts import CalibrationData
+from qcc.passmgr.pipeline import Pipeline
 from qcc.verify.ort import OrtModel
 from qcc_passes.activations import snapped
-from qcc_passes.curvature import output_spread, whitened, with_constants
+from qcc_passes.curvature import output_spread, whitened
+from qcc_passes.facts import BitPlan
 from qcc_passes.head import Head, samples_in, softmax
+from qcc_passes.variants import Variant, with_variants
 
 Array = NDArray[Any]
 
@@ -47,10 +53,13 @@ class Scorer:
         spread = output_spread(top, data, model, batch, data.samples)
         return cls(top, batches, [model.run(inputs) for inputs in batches], spread, threads)
 
-    def score(self, weights: Mapping[str, Array], grids: Mapping[str, Quant]) -> Score:
-        """With ``weights`` in place of the constants that they name, and the values that ``grids`` names on these."""
-        graph = snapped(with_constants(self.top.graph, weights), grids)
-        model = OrtModel(export_onnx(graph), threads=self.threads)
+    def score(self, variants: Mapping[str, Variant], grids: Mapping[str, Quant]) -> Score:
+        """With ``variants`` of the layers that they name, and the values that ``grids`` names on these."""
+        graph = snapped(with_variants(self.top.graph, variants), grids)
+        return self.judge(OrtModel(export_onnx(graph), threads=self.threads))
+
+    def judge(self, model: OrtModel) -> Score:
+        """A model of the same inputs and outputs."""
         losses, agreeing = [], []
         for inputs, reference in zip(self.batches, self.reference, strict=True):
             found = model.run(inputs)
@@ -75,3 +84,31 @@ class Scorer:
                 each = p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))
             total += each.reshape(len(each), -1).sum(axis=1)
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Candidates as they will be compiled: quantized, rounded, corrected on data that they are not scored on."""
+
+    graph: Graph
+    ctx: PassContext
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, ctx: PassContext, passes: Sequence[Pass], fitting: CalibrationData) -> Trial | None:
+        """Of ``graph`` with the facts of ``ctx``; None where these are not all that ``passes`` need."""
+        facts = Facts()
+        for kind in ctx.facts.kinds():
+            facts.put(ctx.facts.get(kind))
+        facts.put(fitting)
+        given = facts.kinds() | {kind for p in passes for kind in p.gives}
+        if any(need not in given for p in passes for need in p.needs):
+            return None
+        own = PassContext(ctx.seed, ctx.threads, ctx.capabilities, facts, ctx.analyses, cache=ctx.cache, log=ctx.log)
+        return cls(graph, own, tuple(passes))
+
+    def model(self, plan: BitPlan, outputs: Sequence[str]) -> OrtModel:
+        """The quantized network with these bits, in onnxruntime; it gives ``outputs``. Raises what the passes raise."""
+        self.ctx.facts.put(plan)
+        quantized = Pipeline(self.passes).run(self.graph, self.ctx)
+        return OrtModel(export_onnx(quantized, keep=outputs), threads=self.ctx.threads)

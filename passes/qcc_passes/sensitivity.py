@@ -75,7 +75,7 @@ class SensitivityPass(Pass):
 
     samples: int = Field(default=256, ge=1, description="calibration samples to use")
     batch: int = Field(default=8, ge=1, description="samples per backward pass, where the model leaves it open")
-    held_out: float = Field(default=0.25, ge=0, lt=1, description="share of the data that is left for mixed-precision")
+    held_out: float = Field(default=0.4, ge=0, lt=1, description="share of the data that is left for mixed-precision")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph as it is; the fact is put into ``ctx``. Raises ConfigError, PassError."""

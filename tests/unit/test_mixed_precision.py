@@ -51,10 +51,11 @@ def test_plan_meets_every_budget_and_beats_uniform(network: Graph) -> None:
     budgets = {"bits": 4.0, "size": 0.5 * weights}
     MixedPrecision(budgets=budgets, ends=None).run(network, ctx)
     best, *others = ctx.facts.get(Candidates).tried
-    assert {c.objective for c in (best, *others)} == {"pairwise", "separate", "sensitivity-gauss-newton", "uniform"}
+    named = {c.objective for c in (best, *others)}
+    assert {"pairwise", "sensitivity-gauss-newton", "uniform"} <= named
     assert all(best.kl <= c.kl for c in others)
     assert all(best.costs[m] <= limit * (1 + 1e-9) for m, limit in budgets.items())
-    assert best.gap < 1e-6
+    assert all(c.gap < 1e-6 for c in (best, *others) if c.objective != "refined")
     assert ctx.facts.get(BitPlan).weight_bits == best.weight_bits
     (uniform,) = (c for c in others if c.objective == "uniform")
     assert set(uniform.weight_bits.values()) == {4}

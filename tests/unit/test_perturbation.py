@@ -13,6 +13,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.curvature import run
 from qcc_passes.head import head, softmax
 from qcc_passes.perturbation import MeasurePerturbations, Perturbations
+from qcc_passes.variants import with_variants
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_gram_predicts_the_kl_of_joint_rounding(network: Graph) -> None:
     found, data = measure(network, (6,))
     top = head(network)
     assert found.weights is not None
-    weights = {f"w_{n}": found.weights[n, 6] for n in ("one", "two", "three")}
-    p, q = (softmax(run(top.graph, data.arrays, w)["three"].astype(np.float64), -1) for w in (None, weights))
+    rounded = with_variants(top.graph, {n: found.weights[n, 6] for n in ("one", "two", "three")})
+    p, q = (softmax(run(g, data.arrays)["three"].astype(np.float64), -1) for g in (top.graph, rounded))
     true = float((p * np.log(p / q)).sum(axis=-1).mean())
     # Half the quadratic form; the diagonal alone would miss the inter-layer terms.
     assert found.gram.sum() / 2 == pytest.approx(true, rel=0.05)

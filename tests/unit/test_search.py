@@ -45,6 +45,7 @@ def make(tmp_path: Path) -> MakeConfig:
 
     def config(**fields: Any) -> CompileConfig:
         base = {"model": tmp_path / "net.onnx", "output": tmp_path / "net.qcc", "target": "ref", "threads": 1}
+        base["passes"] = {"mixed-precision": {"tries": 6}}
         return make_config({**base, "data": str(tmp_path / "data.npz"), **fields})
 
     return config
@@ -149,7 +150,7 @@ def test_latencies_are_fitted_to_whole_calls() -> None:
 def test_latencies_of_something_else_are_refused(
     make: MakeConfig, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    config = make(latency=tmp_path / "latency.json")
+    config = make(latency=tmp_path / "latency.json", passes={})
     own = {} if not changes else {"model_sha256": digest(config)}
     (tmp_path / "latency.json").write_text(table(**own, **changes).model_dump_json())
     with pytest.raises(ConfigError, match=message):
@@ -161,7 +162,7 @@ def digest(config: CompileConfig) -> str:
 
 
 def test_a_latency_budget_is_met(make: MakeConfig, tmp_path: Path) -> None:
-    config = make(latency=tmp_path / "latency.json")
+    config = make(latency=tmp_path / "latency.json", passes={})
     own = table(model_sha256=digest(config), device=make_target("ref").device())
     (tmp_path / "latency.json").write_text(own.model_dump_json())
     passes = {"mixed-precision": {"weight_bits": [4, 8], "ends": None}}
