@@ -102,7 +102,9 @@ def _codes(scene: Scene, integer: Graph) -> dict[str, np.ndarray[Any, Any]]:
     return {value.name: array if quant is None else quant.quantize(array).astype(value.type.numpy)}
 
 
-def plans(scene: Scene, bits: int, methods: Sequence[str]) -> Iterator[tuple[str, dict[str, int], dict[str, Any]]]:
+def plans(
+    scene: Scene, bits: int, methods: Sequence[str], more: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, dict[str, int], dict[str, Any]]]:
     """The bits by layer that each method chooses at the average of the uniform assignment, and what it says of them."""
     found = layers(scene.graph)
     ends = {found[0].name, found[-1].name}
@@ -113,7 +115,7 @@ def plans(scene: Scene, bits: int, methods: Sequence[str]) -> Iterator[tuple[str
             yield method, uniform, {"average": average}
             continue
         objectives = {"objectives": ["curvature"]} if method == "trace ILP" else {}
-        options = {"budgets": {"bits": average}, "ends": ENDS, **objectives}
+        options = {"budgets": {"bits": average}, "ends": ENDS, **(more or {}), **objectives}
         Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
         best = scene.ctx.facts.get(Candidates).tried[0]
         said = {"average": best.costs["bits"], "objective": best.objective, "gap": best.gap, "held_out_kl": best.kl}
@@ -122,6 +124,9 @@ def plans(scene: Scene, bits: int, methods: Sequence[str]) -> Iterator[tuple[str
 
 def run(chosen: argparse.Namespace) -> None:
     """Append what is missing."""
+    options: dict[str, Any] = {"tries": chosen.tries}
+    if chosen.proxy:
+        options |= {"scored_by": [], "objectives": ["pairwise", "separate", "curvature", "uniform"]}
     done = {(r["model"], r["draw"], r["bits"], r["method"]) for r in read(chosen.out)}
     for model in chosen.models or MODELS:
         for draw in range(chosen.first, chosen.draws):
@@ -130,7 +135,7 @@ def run(chosen: argparse.Namespace) -> None:
                 continue
             scene = prepare(subject(model), draw, chosen.cache, chosen.limit)
             for bits in dict.fromkeys(b for b, _ in wanted):
-                for method, plan, said in plans(scene, bits, [m for b, m in wanted if b == bits]):
+                for method, plan, said in plans(scene, bits, [m for b, m in wanted if b == bits], options):
                     append(chosen.out, model, draw, bits, method, {**result(scene, plan), **said, "plan": plan})
             for bits, method, row in extras(scene, model, draw, done) if chosen.extras else ():
                 append(chosen.out, model, draw, bits, method, row)
@@ -184,6 +189,8 @@ def main() -> None:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/qcc-bench-bits"))
+    parser.add_argument("--tries", type=int, default=16, help="assignments that refining tries, each compiled")
+    parser.add_argument("--proxy", action="store_true", help="score candidates by rounding alone: for large models")
     parser.add_argument("--extras", action="store_true", help="uniform W4A4 as well")
     chosen = parser.parse_args()
     run(chosen) if chosen.what == "run" else table(chosen)
