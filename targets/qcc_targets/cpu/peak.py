@@ -56,7 +56,7 @@ def _tile_products(scratch: Any, times: Any) -> int:
     for index, byte in enumerate(config.tolist()):
         emit.store(memory, index, tirx.IntImm("uint8", byte), 1)
     tiles.configure(memory, 0)
-    for number in range(tiles.REGISTERS):
+    for number in range(registers.used):
         tiles.zero(number)
     _stamp(times, 0)
     with T.serial(0, _TIMES):
