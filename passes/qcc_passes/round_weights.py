@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -51,6 +51,10 @@ class RoundedWeights:
     """One entry per layer that the pass tried."""
 
     layers: tuple[Rounded, ...]
+
+    def report(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        return {"layers": [asdict(layer) for layer in self.layers]}
 
 
 class RoundWeights(Pass):

@@ -80,23 +80,29 @@ def _of_artifact(artifact: Artifact, *, timed: bool) -> dict[str, Any]:
     facts = report.get("facts", {})
     chosen = facts.get("Candidates", {})
     sensitivity = {row["layer"]: row["sensitivity"] for row in chosen.get("layers", [])}
+    rounded = {row["layer"]: row for row in facts.get("RoundedWeights", {}).get("layers", [])}
+    rows = [_artifact_row(row, sensitivity, seconds, rounded) for row in _weights(graph)]
     return {
         "kind": "artifact",
         "model": manifest.model,
         "source_sha256": manifest.source_sha256,
         "target": manifest.target.name,
         "pipeline": list(manifest.pipeline),
-        "weight_bytes": sum(row["bytes"] for row in _weights(graph)),
-        "layers": [_artifact_row(row, sensitivity, seconds) for row in _weights(graph)],
+        "weight_bytes": sum(row["bytes"] for row in rows),
+        "layers": rows,
         "candidates": chosen.get("candidates", []),
         "warnings": report.get("warnings", []),
         "facts": facts,
     }
 
 
-def _artifact_row(row: dict[str, Any], sensitivity: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+def _artifact_row(
+    row: dict[str, Any], sensitivity: Mapping[str, Any], seconds: Mapping[str, float], rounded: Mapping[str, Any]
+) -> dict[str, Any]:
     tables = sensitivity.get(row["layer"], {})
     error = {name: table.get(str(row["bits"])) for name, table in tables.items()}
+    if (verdict := rounded.get(row["layer"])) is not None:
+        error["rounding"] = verdict["after"] if verdict["accepted"] else verdict["before"]
     return {**row, "seconds": seconds.get(row["layer"]), "error": error, "sensitivity": tables}
 
 

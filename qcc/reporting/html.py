@@ -93,7 +93,8 @@ def _layers(title: str, layers: Sequence[Mapping[str, Any]]) -> Table:
         "one step down, up",
     )
     note = (
-        "Columns of objectives: the nats per sample that each predicts for the layer at its bits. "
+        "Columns of objectives: the nats per sample that each predicts for the layer at its bits; "
+        "of rounding: the squared error of the layer's output, relative to the output's. "
         "Last column: how the first one's prediction changes per thousand bytes, one width down and one up."
     )
     return Table(title, columns, tuple(rows), note if objectives else "")

@@ -7,10 +7,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from qcc.artifact.manifest import Manifest
-from qcc.errors import ArtifactError, ConfigError
+from qcc.config import make_config
+from qcc.driver import compile_model
+from qcc.errors import ArtifactError, ConfigError, TargetError
+from qcc.frontend.export import export_onnx
+from qcc.ir.build import GraphBuilder
+from qcc.ir.types import BATCH
 from qcc.points import Point, SearchReport, with_front
 from qcc.reporting.data import collect
 from qcc.reporting.html import page
@@ -100,7 +107,30 @@ def test_the_plot_joins_the_front() -> None:
     assert pareto("bits", points[:1]) is None
 
 
-def test_an_artifact_is_reported(write_small: WriteSmall, tmp_path: Path) -> None:
+def test_an_artifact_is_reported(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("small")
+    x = b.input("x", (BATCH, 6))
+    for name, shape in (("one", (9, 6)), ("two", (9, 9)), ("three", (3, 9))):
+        w = b.constant(rng.normal(size=shape).astype(np.float32), f"w_{name}")
+        x = b.op("dense", [x, w, b.constant(np.zeros(shape[0], np.float32), f"b_{name}")], name=name)
+    onnx.save(export_onnx(b.graph([x])), tmp_path / "small.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(80, 6)).astype(np.float32))
+    fields = {"model": tmp_path / "small.onnx", "output": tmp_path / "small.qcc", "target": "ref"}
+    passes = {"mixed-precision": {"budgets": {"bits": 6.2}, "tries": 2}}
+    compile_model(make_config({**fields, "data": str(tmp_path / "data.npz"), "passes": passes}))
+    data = collect(tmp_path / "small.qcc")
+    rows = {row["layer"]: row for row in data["layers"]}
+    assert [rows[n]["bits"] for n in ("one", "three")] == [8, 8]
+    assert rows["two"]["bytes"] == -(-81 * rows["two"]["bits"] // 8)
+    assert {"pairwise", "rounding"} <= set(rows["two"]["error"])
+    assert data["weight_bytes"] == sum(row["bytes"] for row in rows.values())
+    assert "What the bits were chosen from" in page(data)
+    with pytest.raises(TargetError, match="target 'ref' cannot time its layers"):
+        collect(tmp_path / "small.qcc", timed=True)
+
+
+def test_an_artifact_without_its_report_is_refused(write_small: WriteSmall, tmp_path: Path) -> None:
     write_small(tmp_path / "net.qcc")
     with pytest.raises(ArtifactError, match=r"report\.json"):
         collect(tmp_path / "net.qcc")
