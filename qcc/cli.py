@@ -23,6 +23,7 @@ from qcc.commands.report import report_command
 from qcc.commands.run import run_command
 from qcc.commands.schema import schema_command
 from qcc.commands.search import search_command
+from qcc.commands.tune import tune_command
 from qcc.commands.verify import verify_command
 from qcc.errors import QccError
 
@@ -44,6 +45,7 @@ app.command("inspect")(inspect_command)
 app.command("search")(search_command)
 app.command("report")(report_command)
 app.command("bench")(bench_command)
+app.command("tune")(tune_command)
 app.command("opt")(opt_command)
 app.command("fuzz")(fuzz_command)
 app.command("passes")(passes_command)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from qcc.errors import TargetError
 from qcc.ir.graph import Graph
 from qcc.passmgr.spelling import spell
 
@@ -43,6 +45,16 @@ class Capabilities(BaseModel):
     accumulator_bits: int = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was measured for one operation: its result's name, the choice, seconds before and with it."""
+
+    result: str
+    choice: str
+    before: float
+    after: float
+
+
 class Target(BaseModel, ABC):
     """A device: a frozen value whose fields are its options; plug-ins in the group ``qcc.targets``.
 
@@ -73,6 +85,13 @@ class Target(BaseModel, ABC):
     def passes(self) -> Sequence[Pass]:
         """Legalization this target needs, run after every portable pass (INTEGER to INTEGER)."""
         return ()
+
+    def tune(self, graph: Graph, table: Path, ctx: PassContext) -> Sequence[Tuned]:
+        """Measure on this machine how ``graph`` is best built, and keep what was found in the file ``table``.
+
+        What the file holds already is not measured again. Raises TargetError where nothing can be tuned.
+        """
+        raise TargetError(f"the target '{self.name}' has nothing to tune")
 
     @abstractmethod
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:

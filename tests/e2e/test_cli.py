@@ -229,6 +229,11 @@ def test_bench(run_qcc: Qcc, compiled: Path, tiny: Path) -> None:
         assert row["times_qcc"]["qcc integer"] == 1
 
 
+def test_tune_needs_a_target_that_can_be_tuned(run_qcc: Qcc, compiled: Path) -> None:
+    result = run_qcc("tune", compiled)
+    assert result.code == 6 and "the target 'ref' has nothing to tune" in result.complaint
+
+
 def test_bench_without_amx(run_qcc: Qcc, compiled: Path) -> None:
     report = json.loads(run_qcc("bench", compiled, "--no-amx", "--rounds", 1, "--weights", "warm", "--json").out)
     assert not [f for f in report["processor"]["features"] if f.startswith("amx")]
@@ -262,6 +267,7 @@ def test_help_and_version(run_qcc: Qcc) -> None:
         "verify",
         "inspect",
         "bench",
+        "tune",
         "opt",
         "fuzz",
         "passes",

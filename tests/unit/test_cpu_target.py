@@ -27,8 +27,8 @@ from qcc.passmgr.context import PassContext
 from qcc.runtime.program import PROGRAM, Program
 from qcc.runtime.tvm_network import Network
 from qcc.verify.interp import evaluate
+from qcc_targets.cpu.child import Limits
 from qcc_targets.cpu.codegen import compile_object
-from qcc_targets.cpu.compile_child import Limits
 from qcc_targets.cpu.compiler import Compiler, Unit
 from qcc_targets.cpu.disassembly import float_instructions, float_lines
 from qcc_targets.cpu.isa import LEVELS
@@ -269,7 +269,7 @@ def test_a_crashing_compiler_is_an_error_and_the_next_job_runs(compiler: Compile
 def test_a_compilation_that_takes_too_much_is_stopped(
     limits: Limits, ending: Callable[..., Any], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcc_targets.cpu.compile_child.compile_object", ending)
+    monkeypatch.setattr("qcc_targets.cpu.compiler.compile_object", ending)
     with pytest.raises(TargetError, match=f"native compilation failed: {complaint}"):
         compile_graph(small(), "generic", compiler=Compiler(limits))
 

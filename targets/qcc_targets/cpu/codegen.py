@@ -1,4 +1,4 @@
-"""TensorIR modules to object files, in this process; ``compile_child`` runs it in a child."""
+"""TensorIR modules to object files, in this process; ``compiler`` runs it in a child."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,8 @@ import tvm
 from tvm import tirx
 
 from qcc.errors import TargetError
-from qcc_targets.cpu.compile_child import Child, Job, Limits
+from qcc_targets.cpu.child import Child, Limits
+from qcc_targets.cpu.codegen import compile_object
 from qcc_targets.cpu.isa import Isa
 
 _UNITS: Final = 4
@@ -63,13 +65,26 @@ class Compiler:
         linker = find_linker(isa.machine)
         with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
             folder = Path(scratch)
-            jobs = [Job(part.module(), isa.target(), folder / f"{n}.o", part.floats) for n, part in enumerate(parts)]
+            jobs = [_Job(part, isa, folder / f"{n}.o") for n, part in enumerate(parts)]
             count = min(self.limits.processes, len(jobs))
-            children = [Child(jobs[first::count], self.limits, folder / f"{first}.log") for first in range(count)]
+            shares = [partial(_compile, jobs[first::count]) for first in range(count)]
+            children = [Child(work, self.limits, folder / f"{n}.log") for n, work in enumerate(shares)]
             failures = [child.failure() for child in children]  # of all, so that none is left behind
             for failure in filter(None, failures):
                 raise TargetError(failure)
             _link(linker, [job.path for job in jobs], exported, folder, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    unit: Unit
+    isa: Isa
+    path: Path
+
+
+def _compile(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        compile_object(job.unit.module(), job.isa.target(), job.path, floats=job.unit.floats)
 
 
 def find_linker(machine: str = "x86_64") -> str:

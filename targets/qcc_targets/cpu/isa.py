@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from qcc.errors import ConfigError
@@ -30,6 +30,8 @@ class Isa:
     mcpu: str
     mattr: tuple[str, ...] = ()
     triple: str = _X86
+    tuning: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The fastest kernel of a site, by its spelling, where that was measured (see ``tuning``)."""
 
     @property
     def machine(self) -> str:

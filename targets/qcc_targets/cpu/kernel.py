@@ -175,6 +175,10 @@ class View:
     def pixel_stride(self) -> int:
         return self.strides[3]
 
+    def __str__(self) -> str:
+        shape, strides = ("x".join(map(str, sizes)) for sizes in (self.shape, self.strides))
+        return f"{self.dtype} {shape} by {strides}"
+
     def index(self, *position: Any) -> Any:
         """The element index in the storage of a logical position: ints or TensorIR expressions."""
         total: Any = self.offset
@@ -207,6 +211,16 @@ class Site:
     def inputs(self) -> tuple[View, ...]:
         """The views that the kernel gets pointers for, in operand order."""
         return tuple(v for v in self.views if v is not None)
+
+    @property
+    def spelling(self) -> str:
+        """All that the speed of the kernel depends on, for a machine and its instruction set."""
+        o = self.op
+        parts = ["x".join(map(str, a.shape)) for a in self.arrays.values()]
+        window = [f"{k} {'x'.join(map(str, o.ints_attr(k)))}" for k in ("strides", "dilations", "pads") if k in o.attrs]
+        weights = [f"{v.type.quant.bits} bits" for v in o.operands[1:2] if v.type.quant is not None]
+        views = [str(v) for v in (*self.inputs, self.output)]
+        return "; ".join([o.kind, *views, " ".join(parts), *window, *weights])
 
     def view(self, slot: int) -> View:
         """The view of an operand that must not be constant. Raises TargetError."""

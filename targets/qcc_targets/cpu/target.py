@@ -11,20 +11,23 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
 from qcc.artifact.store import read_artifact
+from qcc.errors import TargetError
 from qcc.ir.graph import Graph, Value
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
-from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
+from qcc.passmgr.target import NARROW_BITS, Capabilities, Target, Tuned
 from qcc.runtime.program import PROGRAM, Argument, Level, Program
 from qcc.runtime.tvm_profile import profile
 from qcc_targets.cpu.border import border_functions, bordered
-from qcc_targets.cpu.compile_child import Limits
+from qcc_targets.cpu.child import Limits
 from qcc_targets.cpu.compiler import Compiler, Unit, units
 from qcc_targets.cpu.header import write_header
-from qcc_targets.cpu.isa import LEVELS, Isa, resolve_all
+from qcc_targets.cpu.isa import LEVELS, Isa, available, resolve_all
 from qcc_targets.cpu.lowering import MOVES, lower
 from qcc_targets.cpu.network import NETWORK, Network, assemble
+from qcc_targets.cpu.pieces import pieces
 from qcc_targets.cpu.select import GENERIC
+from qcc_targets.cpu.tuning import Tuning, tune
 
 
 def _listed(value: Any) -> Any:
@@ -45,7 +48,7 @@ class CpuTarget(Target):
     ``isa`` lists levels of instruction sets, or ``native``: the artifact holds the network for each,
     and takes the richest that the machine has when it is loaded. ``mcpu`` is an LLVM processor name,
     which implies a level. ``batch`` samples are computed per call; up to ``threads`` threads can share
-    a call, which takes more code. A compiling process may take
+    a call, which takes more code. ``tuning`` is a table that ``qcc tune`` wrote. A compiling process may take
     ``seconds`` of processor time and ``memory_mib`` of memory.
     """
 
@@ -56,6 +59,7 @@ class CpuTarget(Target):
     mcpu: str | None = None
     batch: int = Field(default=1, ge=1, le=4096)
     threads: int = Field(default=1, ge=1, le=64)
+    tuning: Path | None = Field(default=None, exclude=True)
     seconds: int = Field(default=600, ge=1)
     memory_mib: int = Field(default=8192, ge=512)
 
@@ -79,7 +83,7 @@ class CpuTarget(Target):
         return {step.result: step.inside for step in steps if step.op in LAYERS}
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
-        levels = resolve_all(self.isa, self.mcpu)
+        levels = self._levels()
         compiler = self._started_compiler(ctx.threads)
         built, report = [], {}
         for number, isa in enumerate(levels):
@@ -93,6 +97,24 @@ class CpuTarget(Target):
         quantized = {v.type.numpy.name for v in bordered(graph)}
         (out / HEADER).write_text(write_header(graph, self.batch, quantized, built[0].control))
         return sorted(out.iterdir())
+
+    def tune(self, graph: Graph, table: Path, ctx: PassContext) -> Sequence[Tuned]:
+        """See ``Target.tune``: measures the blockings of contractions, for those instruction sets that run here."""
+        here = {level.name for level in available()}
+        steps = lower(graph, self.batch).steps
+        sites = [piece.site for step in steps for piece in pieces(step.site, self.threads)]
+        levels = [level for level in resolve_all(self.isa, self.mcpu) if level.name in here]
+        if not levels:
+            raise TargetError(f"this machine runs none of {', '.join(self.isa)}: tune on one that does")
+        limits = Limits(self.seconds, self.memory_mib << 20)
+        return [tuned for level in levels for tuned in tune(sites, level, table, limits, ctx.progress)]
+
+    def _levels(self) -> tuple[Isa, ...]:
+        levels = resolve_all(self.isa, self.mcpu)
+        if self.tuning is None:
+            return levels
+        table = Tuning.read(self.tuning)
+        return tuple(map(table.of, levels))
 
     def _started_compiler(self, processes: int) -> Compiler:
         """One compiler for all that this target builds."""

@@ -1,4 +1,4 @@
-"""A child process that compiles: what crashes, loops or eats memory takes only the child down."""
+"""A child process for native work: what crashes, loops or eats memory takes only the child down."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tvm
+from typing import TextIO
 
 from qcc.errors import TargetError
-from qcc_targets.cpu.codegen import compile_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +26,16 @@ class Limits:
     processes: int = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A module to compile for TVM's ``target`` into the object file ``path``."""
-
-    module: tvm.IRModule
-    target: dict[str, Any]
-    path: Path
-    floats: bool
-
-
 class Child:
-    """Compiles ``jobs``, from its construction on; its messages go to the file ``log``."""
+    """Runs ``work`` from its construction on, in a fork of this process; its messages go to the file ``log``."""
 
-    def __init__(self, jobs: Sequence[Job], limits: Limits, log: Path) -> None:
+    def __init__(self, work: Callable[[], None], limits: Limits, log: Path) -> None:
         self._limits, self._log = limits, log
         sys.stdout.flush()
         sys.stderr.flush()
         self._process = os.fork()
         if self._process == 0:
-            _compile(jobs, limits, log)
+            _live(work, limits, log)
 
     def failure(self) -> str | None:
         """Wait for the end; what went wrong, if anything did."""
@@ -79,7 +66,7 @@ class Child:
             os.kill(self._process, signal.SIGKILL)
 
 
-def _compile(jobs: Sequence[Job], limits: Limits, log: Path) -> None:
+def _live(work: Callable[[], None], limits: Limits, log: Path) -> None:
     """The whole life of a child; its exit code says how it went."""
     code = 1
     try:
@@ -89,15 +76,14 @@ def _compile(jobs: Sequence[Job], limits: Limits, log: Path) -> None:
         with log.open("w") as messages:
             for stream in (1, 2):
                 os.dup2(messages.fileno(), stream)
-            code = _try(jobs, messages)
+            code = _try(work, messages)
     finally:
         os._exit(code)
 
 
-def _try(jobs: Sequence[Job], messages: Any) -> int:
+def _try(work: Callable[[], None], messages: TextIO) -> int:
     try:
-        for job in jobs:
-            compile_object(job.module, job.target, job.path, floats=job.floats)
+        work()
     except TargetError as e:
         print(e, file=messages, flush=True)
         return e.exit_code
