@@ -115,3 +115,13 @@ def test_constants_shrink_with_the_bits(isa: str, bits: int) -> None:
     widened = 2 if bits == 8 and "vnni" not in LEVELS[isa] else 1
     epilogue = 64 * 16 + 1024
     assert 0 <= size - widened * packed_size(64 * 576, bits) <= epilogue
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_too_many_for_the_caches_are_asked_for_ahead(bits: int) -> None:
+    n = Net()
+    x = n.b.input("x", (1, 1030), "u8", UNIT)
+    y = n.layer("idense", bits, x, (1035, 1030))
+    graph, codes = n.b.graph([y]), n.rng.integers(0, 256, (1, 1030)).astype(np.uint8)
+    got = compile_and_run(graph, {"x": codes}, compiler=COMPILER)[y.name]
+    assert np.array_equal(got, evaluate(graph, {"x": codes})[y.name])
