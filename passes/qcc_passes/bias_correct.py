@@ -98,14 +98,18 @@ def _errors(o: Op, exact: Array, quantized: Array) -> Array:
     A dense layer's rows count as samples.
     """
     lo, hi = o.float_attr("lo", -math.inf), o.float_attr("hi", math.inf)
-    error = (exact - quantized).astype(np.float64)  # whose squares cannot overflow
+    error = exact - quantized
     if o.kind == "dense":
-        return error.reshape(-1, error.shape[-1])
+        return error.reshape(-1, error.shape[-1]).astype(np.float64)
+    maps = (2, 3)
+    total = error.sum(axis=maps, dtype=np.float64)
     if lo == -math.inf and hi == math.inf:
-        means: Array = error.mean(axis=(2, 3))
-        return means
-    weights = np.where((exact > lo) & (exact < hi), 1.0, _STOPPED)
-    return np.asarray((error * weights).sum(axis=(2, 3)) / weights.sum(axis=(2, 3)))
+        return np.asarray(total / math.prod(error.shape[2:]))
+    seen = (exact > lo) & (exact < hi)
+    error *= seen
+    part, count = error.sum(axis=maps, dtype=np.float64), seen.sum(axis=maps)
+    weight = count + _STOPPED * (math.prod(error.shape[2:]) - count)
+    return np.asarray((part + _STOPPED * (total - part)) / weight)
 
 
 def _bias(o: Op, arrays: dict[str, Array]) -> Array | None:

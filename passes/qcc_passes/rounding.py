@@ -102,7 +102,7 @@ def gptq(weights: Array, scale: Array, gram: Array, bits: int) -> Codes:
     return Codes(natural, scale)
 
 
-def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 8) -> Codes:
+def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 4) -> Codes:
     """Coordinate descent over the integers, refitting the scales after each sweep.
 
     Each coordinate takes its exact optimum given all others, so the output error never rises;

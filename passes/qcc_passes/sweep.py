@@ -6,6 +6,7 @@ held as codes, so a sweep costs the memory of the widest cut through the graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -79,10 +80,15 @@ class Sweep:
         graph = Graph("step", Stage.QUANTIZED, inputs, (*made.values(), replace(o, operands=reads)), o.results)
         return OrtModel(export_onnx(graph), threads=self.threads, optimize=False)
 
+    def found(self, o: Op, exact: list[Array]) -> None:
+        """Take over the result of ``o`` in fp32, part by part, which need not be computed again."""
+        self._exact[o.result.name] = exact
+
     def _advance(self, o: Op) -> None:
         name, parts = o.result.name, range(len(self.parts))
-        model = self.alone(o, exact=True)
-        self._exact[name] = [model.run(self.feeds(o, part, True))[name] for part in parts]
+        if name not in self._exact:
+            model = self.alone(o, exact=True)
+            self._exact[name] = [model.run(self.feeds(o, part, True))[name] for part in parts]
         model = self.alone(o, exact=False)
         self._codes[name] = [_pack(o.result.type.quant, model.run(self.feeds(o, part, False))[name]) for part in parts]
 
@@ -101,15 +107,18 @@ class Step:
 
     def unclamped(self) -> Iterator[tuple[Array, Array]]:
         """Part by part, the result in fp32 and from quantized operands, both before the clamp and off the grid."""
+        lo, hi = self.op.float_attr("lo", -math.inf), self.op.float_attr("hi", math.inf)
         free = {k: a for k, a in self.op.attrs.items() if k not in ("lo", "hi")}
         o = replace(self.op, results=(self.op.result.typed(quant=None),), attrs=free)
-        models = [self._sweep.alone(o, exact) for exact in (True, False)]
+        models = {exact: self._sweep.alone(o, exact) for exact in (True, False)}
+        clamped: list[Array] = []
         for part in range(len(self._sweep.parts)):
             exact, quantized = (
-                model.run(self._sweep.feeds(o, part, side))[o.result.name]
-                for model, side in zip(models, (True, False), strict=True)
+                model.run(self._sweep.feeds(o, part, side))[o.result.name] for side, model in models.items()
             )
+            clamped.append(np.clip(exact, lo, hi) if lo > -math.inf or hi < math.inf else exact)
             yield exact, quantized
+        self._sweep.found(self.op, clamped)
 
 
 Revise = Callable[[Step], Sequence[Op]]
