@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -22,9 +22,7 @@ from qcc.commands.options import (
     without_none,
 )
 from qcc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from qcc.points import Point, SearchReport
+from qcc.points import REPORT, Point, SearchReport
 
 
 def search_command(
@@ -138,28 +136,19 @@ def _values(text: str) -> tuple[float, ...]:
 
 def _print(report: SearchReport, folder: Path) -> None:
     metrics = list(dict.fromkeys(m for p in report.points for m in p.budgets))
-    columns = ("config", *(f"{m} <=" for m in metrics), *metrics, "KL nats", "±", "same %", "objective", "front")
+    columns = ("config", *(f"{m} of" for m in metrics), "KL nats", "same %", "front", "by")
     print_table("", columns, [_row(p, metrics) for p in report.points], numbers=1)
     for point in report.points:
         if point.error is not None:
             err().print(f"note: {point.error}")
-    out().print(f"\nall points, and what was measured: {folder / 'search.json'}; as a page: qcc report {folder}")
+    out().print(f"\nall points, and what was measured: {folder / REPORT}; as a page: qcc report {folder}")
 
 
 def _row(point: Point, metrics: Sequence[str]) -> list[object]:
-    bounds = [f"{point.budgets[m]:g}" if m in point.budgets else "" for m in metrics]
     if point.config is None or point.kl is None or point.kl_error is None:
-        return ["none", *bounds, *([""] * (len(metrics) + 5))]
-    used = [f"{point.costs[m]:.4g}" if m in point.costs else "" for m in metrics]
+        return ["none", *(f"{point.budgets[m]:.4g}" if m in point.budgets else "" for m in metrics), "", "", "", ""]
+    used = [f"{point.costs[m]:.4g} {point.budgets[m]:.4g}" if m in point.budgets else "" for m in metrics]
     agreement = "" if point.agreement is None else f"{100 * point.agreement:.1f}"
+    kl = f"{point.kl:.4f} ± {point.kl_error:.4f}"
     front = "*" if point.front else ""
-    return [
-        point.config.removesuffix(".yaml"),
-        *bounds,
-        *used,
-        f"{point.kl:.5f}",
-        f"{point.kl_error:.5f}",
-        agreement,
-        point.objective,
-        front,
-    ]
+    return [point.config.removesuffix(".yaml"), *used, kl, agreement, front, point.objective]
