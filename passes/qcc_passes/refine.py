@@ -6,6 +6,7 @@ A quadratic model ranks assignments near its optimum only as well as it predicts
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -28,40 +29,44 @@ def refine(
 ) -> Picks:
     """The picks of least ``error`` within ``budgets`` that ``tries`` evaluations find from ``start``.
 
-    A move takes one layer to a neighbouring width, or one up and another down; ``form`` [choices,
-    choices] predicts which of them to try first, and an improvement is taken at once. Groups
-    that share a site stay as they are where a move would change its bits.
+    A move takes one layer to a neighbouring width, or one up and another down. First come the moves that
+    narrow no layer whose narrowing has failed, in the order of what ``form`` [choices, choices]
+    predicts; an improvement is taken at once. Activations keep their bits.
     """
     best, least = start, error(start)
     seen = {start}
-    spent = 1
-    improved = True
-    while improved and spent < tries:
-        improved = False
-        for picks in _ranked(groups, best, form, budgets):
-            if picks in seen:
-                continue
-            if spent >= tries:
-                break
-            seen.add(picks)
-            spent += 1
-            if (value := error(picks)) < least:
-                best, least, improved = picks, value, True
-                break
+    blamed: Counter[int] = Counter()
+    for _ in range(tries - 1):
+        moves = [picks for picks in _within(groups, best, budgets) if picks not in seen]
+        if not moves:
+            break
+        picks = min(
+            moves, key=lambda m: (sum(blamed[i] for i in _narrowed(groups, best, m)), _predicted(groups, form, m))
+        )
+        seen.add(picks)
+        if (value := error(picks)) < least:
+            best, least = picks, value
+        else:
+            blamed.update(_narrowed(groups, best, picks))
     return best
 
 
-def _ranked(
-    groups: Sequence[Group], picks: Picks, form: NDArray[np.float64], budgets: Mapping[str, float]
-) -> list[Picks]:
-    """The moves from ``picks`` within the budgets, those of least predicted error first; ties in order."""
-    starts = np.cumsum([0, *(len(g.choices) for g in groups)])[:-1]
-    found = []
+def _within(groups: Sequence[Group], picks: Picks, budgets: Mapping[str, float]) -> Iterator[Picks]:
+    """The moves from ``picks`` that stay within the budgets."""
     for moved in _moves(groups, picks):
         if all(total(groups, moved, metric) <= limit * (1 + _SLACK) for metric, limit in budgets.items()):
-            columns = starts + np.array(moved)
-            found.append((float(form[np.ix_(columns, columns)].sum()), moved))
-    return [moved for _, moved in sorted(found)]
+            yield moved
+
+
+def _predicted(groups: Sequence[Group], form: NDArray[np.float64], picks: Picks) -> float:
+    starts = np.cumsum([0, *(len(g.choices) for g in groups)])[:-1]
+    columns = starts + np.array(picks)
+    return float(form[np.ix_(columns, columns)].sum())
+
+
+def _narrowed(groups: Sequence[Group], old: Picks, new: Picks) -> list[int]:
+    """The groups that have fewer weight bits in ``new``."""
+    return [i for i, g in enumerate(groups) if g.choices[new[i]].weight_bits < g.choices[old[i]].weight_bits]
 
 
 def _moves(groups: Sequence[Group], picks: Picks) -> Iterator[Picks]:
