@@ -67,4 +67,5 @@ def test_the_artifact_computes_what_the_reference_does(name: str, isa: str, data
     expected = evaluate(read_graph(artifact.files), {source: codes})
     got = session.run({source: x}, raw=True)
     assert {k: int((got[k] != expected[k]).sum()) for k in expected} == dict.fromkeys(expected, 0)
-    assert float_instructions(artifact.files[f"device/network-{isa}.so"]) == []
+    (library,) = (path for name, path in artifact.files.items() if name.startswith("device/network-"))
+    assert float_instructions(library) == []

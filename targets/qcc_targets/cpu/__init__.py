@@ -2,4 +2,5 @@
 
 ``layout`` gives every tensor a place, ``select`` a kernel to every operation, ``memory`` an offset
 to every storage, ``network`` the function that calls the kernels in turn, ``compiler`` the library.
+``pieces`` and ``share`` divide the work among threads, ``tuning`` measures what ``select`` estimates.
 """

@@ -30,7 +30,7 @@ class Child:
     """Runs ``work`` from its construction on, in a fork of this process; its messages go to the file ``log``."""
 
     def __init__(self, work: Callable[[], None], limits: Limits, log: Path) -> None:
-        self._limits, self._log = limits, log
+        self._limits, self._log, self._ended = limits, log, False
         sys.stdout.flush()
         sys.stderr.flush()
         self._process = os.fork()
@@ -43,11 +43,7 @@ class Child:
         watch.daemon = True
         watch.start()
         try:
-            _, status = os.waitpid(self._process, 0)
-        except BaseException:
-            self._kill()
-            os.waitpid(self._process, 0)
-            raise
+            status = self._wait()
         finally:
             watch.cancel()
         code = os.waitstatus_to_exitcode(status)
@@ -60,6 +56,17 @@ class Child:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         detail = (lines or ["no message"])[-1][:300]
         return detail if code == TargetError.exit_code else f"native compilation failed: {detail}"
+
+    def stop(self) -> None:
+        """End it, unless it has ended."""
+        if not self._ended:
+            self._kill()
+            self._wait()
+
+    def _wait(self) -> int:
+        _, status = os.waitpid(self._process, 0)
+        self._ended = True
+        return status
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

@@ -69,9 +69,12 @@ class Compiler:
             count = min(self.limits.processes, len(jobs))
             shares = [partial(_compile, jobs[first::count]) for first in range(count)]
             children = [Child(work, self.limits, folder / f"{n}.log") for n, work in enumerate(shares)]
-            failures = [child.failure() for child in children]  # of all, so that none is left behind
-            for failure in filter(None, failures):
-                raise TargetError(failure)
+            try:
+                for failure in filter(None, (child.failure() for child in children)):
+                    raise TargetError(failure)
+            finally:
+                for child in children:
+                    child.stop()
             _link(linker, [job.path for job in jobs], exported, folder, path)
 
 

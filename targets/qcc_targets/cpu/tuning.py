@@ -99,8 +99,11 @@ def _measured(site: Site, isa: Isa, tried: Sequence[Candidate], limits: Limits) 
     with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
         answer = Path(scratch) / "seconds.json"
         child = Child(partial(_measure, site, isa, tried, answer), limits, Path(scratch) / "log")
-        if (failure := child.failure()) is not None:
-            raise TargetError(f"tuning %{site.op.result.name}: {failure}")
+        try:
+            if (failure := child.failure()) is not None:
+                raise TargetError(f"tuning %{site.op.result.name}: {failure}")
+        finally:
+            child.stop()
         return {name: float(value) for name, value in json.loads(answer.read_text()).items()}
 
 
