@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -18,6 +20,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from qcc.verify.ort import OrtModel
 
 Array = NDArray[Any]
+
+_PER_CHANNEL: Final = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def quantized_logits(
     logging.getLogger().setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(_modern(model, Path(folder))), str(prepared), skip_symbolic_shape=True)
         activations = QuantType.QInt8 if recipe.signed else QuantType.QUInt8
         quantize_static(
             prepared,
@@ -81,6 +85,18 @@ def quantized_logits(
             extra_options={"ActivationSymmetric": recipe.symmetric, "CalibStridedMinMax": 1},
         )
         return batched(OrtModel(quantized), name, evaluation, batch)
+
+
+def _modern(path: Path, folder: Path) -> Path:
+    """The model at opset 13 at least: before, QuantizeLinear has no channels."""
+    model = onnx.load(path)
+    own = next(o.version for o in model.opset_import if not o.domain)
+    if own >= _PER_CHANNEL:
+        return path
+    del model.opset_import[:]  # other domains are declared, not used
+    model.opset_import.append(onnx.helper.make_opsetid("", own))
+    onnx.save(version_converter.convert_version(model, _PER_CHANNEL), folder / "modern.onnx")
+    return folder / "modern.onnx"
 
 
 def batched(model: OrtModel, name: str, data: Array, batch: int) -> dict[str, Array]:
