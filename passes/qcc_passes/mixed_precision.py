@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from qcc_passes.refine import refine
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
 from qcc_passes.scoring import Score, Scorer, Trial
 
+_TRIES: Final = 16
+_LARGE_MACS: Final = 1e8
+"""Multiply-accumulates per sample above which a network is not refined by default."""
 Objective = Literal["pairwise", "separate", "labels", "curvature", "uniform", "refined"]
 
 
@@ -65,7 +68,9 @@ class MixedPrecision(Pass):
         default=("quantize", "round-weights", "bias-correct"),
         description="passes that make a candidate's network, where what they need was measured; none: rounding alone",
     )
-    tries: int = Field(default=16, ge=1, description="assignments that refining tries, at most")
+    tries: int | None = Field(
+        default=None, ge=0, description="assignments that refining tries, at most; null: 16, none for large networks"
+    )
     try_samples: int = Field(default=128, ge=1, description="samples that it tries them on")
     cuts: int = Field(default=60, ge=1, description="tangent planes of the pairwise objective, at most")
 
@@ -119,7 +124,11 @@ class MixedPrecision(Pass):
     ) -> Assignment | None:
         """The best of ``found`` after trying moves; None where nothing says which to try."""
         perturbed = next((p for p in programs if p.perturbations is not None), None)
+        tries = self._tries(scene.top)
         if "refined" not in self.objectives or perturbed is None or self.minimize != DROP or DROP in self.budgets:
+            return None
+        if tries == 0:
+            ctx.log.info("mixed-precision: candidates are not refined: each try of a network of this size takes long")
             return None
         fitting = limited(fitting_part(ctx.facts.get(CalibrationData), self.held_out), self.try_samples)
         scorer = Scorer.of(scene.top, fitting, ctx.threads)
@@ -129,13 +138,18 @@ class MixedPrecision(Pass):
         def error(picks: tuple[int, ...]) -> float:
             nonlocal spent
             spent += 1
-            ctx.progress("refine", min(spent, self.tries), self.tries)
+            ctx.progress("refine", min(spent, tries), tries)
             return scene.score(picks, scorer, trial).kl
 
         start = min(dict.fromkeys(s.picks for s in found), key=error)
         form = _form(scene, groups, perturbed.perturbations)
-        picks = refine(groups, start, form, self.budgets, error, max(self.tries - spent, 1))
+        picks = refine(groups, start, form, self.budgets, error, max(tries - spent, 1))
         return evaluated(groups, picks, form)
+
+    def _tries(self, top: Head) -> int:
+        if self.tries is not None:
+            return self.tries
+        return 0 if sum(layer.macs for layer in top.layers) > _LARGE_MACS else _TRIES
 
     def widths(self, top: Head, ctx: PassContext) -> dict[str, tuple[int, ...]]:
         """The weight widths that each layer may take. Raises ConfigError."""
