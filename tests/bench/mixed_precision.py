@@ -125,6 +125,8 @@ def plans(
 def run(chosen: argparse.Namespace) -> None:
     """Append what is missing."""
     options: dict[str, Any] = {"tries": chosen.tries}
+    if chosen.objectives:
+        options["objectives"] = chosen.objectives.split(",")
     if chosen.proxy:
         options |= {"scored_by": [], "objectives": ["pairwise", "separate", "curvature", "uniform"]}
     done = {(r["model"], r["draw"], r["bits"], r["method"]) for r in read(chosen.out)}
@@ -190,6 +192,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/qcc-bench-bits"))
     parser.add_argument("--tries", type=int, default=16, help="assignments that refining tries, each compiled")
+    parser.add_argument("--objectives", help="comma-separated; default: all")
     parser.add_argument("--proxy", action="store_true", help="score candidates by rounding alone: for large models")
     parser.add_argument("--extras", action="store_true", help="uniform W4A4 as well")
     chosen = parser.parse_args()
