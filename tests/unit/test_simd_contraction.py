@@ -126,6 +126,25 @@ def depthwise(b: Bench) -> None:
     b.conv(x, 64, groups=64, residual=x)
 
 
+def drawn(b: Bench) -> None:
+    """Convolutions at random."""
+    rng = np.random.default_rng(11)
+
+    def upto(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return upto(low, high), upto(low, high)
+
+    inputs = (grid(8, False, 9), grid(8, False, 0), grid(13, False, 500))
+    results = (grid(8), grid(8, True, -2), grid(16))
+    for _ in range(8):
+        channels, outputs = (int(rng.choice([1, 3, 4, 12, 16, 20, 48, 64, 80])) for _ in range(2))
+        x = b.x(channels, *pair(7, 14), quant=inputs[upto(0, 2)])
+        pads = (*pair(0, 2), *pair(0, 2))
+        b.conv(x, outputs, pair(1, 4), pair(1, 2), pads, pair(1, 2), quant=results[upto(0, 2)])
+
+
 def few(b: Bench) -> None:
     """What shows how an instruction set multiplies."""
     b.conv(b.x(5, 7, 9), 40, quant=grid(8, False, 0))
@@ -133,9 +152,13 @@ def few(b: Bench) -> None:
     b.conv(b.x(40, 5, 6), 40, groups=40)
 
 
-FAMILIES: tuple[Callable[[Bench], None], ...] = (bytes_in, words_in, depthwise)
-CASES = [(isa, family) for isa in ("avx2", "avx512vnni", "amx") for family in FAMILIES]
-CASES += [("amx", small_planes), ("avxvnni", few), ("avx512", few)]
+CASES: list[tuple[str, Callable[[Bench], None]]] = [
+    *((isa, family) for isa in ("avx512vnni", "amx") for family in (bytes_in, words_in, depthwise)),
+    *((isa, drawn) for isa in ("avx512vbmi", "amx")),
+    *((isa, few) for isa in ("avx2", "avxvnni", "avx512")),
+    ("avx2", words_in),
+    ("amx", small_planes),
+]
 
 
 @pytest.mark.parametrize(("isa", "family"), CASES, ids=[f"{isa}-{family.__name__}" for isa, family in CASES])
