@@ -9,6 +9,7 @@ API = {
     "qcc": {"__version__"},
     "qcc.errors": {
         "ArtifactError",
+        "BudgetError",
         "ConfigError",
         "MismatchError",
         "ModelError",
@@ -44,12 +45,19 @@ API = {
     "qcc.verify.interp": {"evaluate", "evaluate_op"},
     "qcc.verify.report": {"VerifyReport", "verify_model"},
     "qcc.verification": {"verify_artifact"},
+    "qcc.search": {"search"},
+    "qcc.points": {"Point", "SearchReport", "read_search"},
+    "qcc.latency": {"measured_table"},
+    "qcc.passmgr.candidates": {"Candidate", "Candidates", "LayerFacts"},
+    "qcc.passmgr.latency": {"LatencyTable", "read_latencies"},
 }
 
 PARAMETERS = {
     "qcc.runtime:load": ["path", "threads", "isa"],
     "qcc.runtime:Session.run": ["self", "inputs", "raw"],
     "qcc.driver:compile_model": ["config", "force", "progress"],
+    "qcc.search:search": ["config", "sweep", "folder", "force", "progress"],
+    "qcc.latency:measured_table": ["config", "path", "progress"],
     "qcc.frontend.load:load_model": ["path", "batch", "shapes"],
     "qcc.frontend.export:export_onnx": ["graph", "keep"],
     "qcc.verify.interp:evaluate": ["graph", "inputs", "keep"],
