@@ -1,0 +1,143 @@
+"""The C target on Arm: cross-compiled, run under an emulator, bit for bit the reference's results."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qcc.artifact.contents import read_graph
+from qcc.artifact.store import read_artifact
+from qcc.config import make_config
+from qcc.driver import compile_model
+from qcc.ir.build import GraphBuilder
+from qcc.ir.graph import Graph, Stage, Value
+from qcc.ir.types import BATCH, Dyadic, Quant
+from qcc.passmgr.context import PassContext
+from qcc.verify.interp import evaluate
+from qcc_targets.c.source import identifier
+from qcc_targets.c.target import CTarget
+from qcc_targets.c.toolchain import STRICT
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
+COMPILER = "arm-linux-gnueabihf-gcc"
+EMULATOR = "qemu-arm"
+FLAGS = {"arm": ("-O2", "-marm"), "thumb": ("-Os", "-mthumb")}
+IMAGES = 40
+GRID = Quant(8, False, (Dyadic(1, 4),), 3)
+
+HOST = """
+#include "network.h"
+#include <stdio.h>
+
+static {input} input[{inputs}];
+static {output} output[{outputs}];
+
+int main(void)
+{{
+    while (fread(input, sizeof input, 1, stdin) == 1) {{
+        {prefix}_run(input, output);
+        if (fwrite(output, sizeof output, 1, stdout) != 1) return 1;
+    }}
+    return 0;
+}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    for name in (COMPILER, EMULATOR):
+        if shutil.which(name) is None:
+            pytest.skip(f"no {name} here: install gcc-arm-linux-gnueabihf, libc6-dev-armhf-cross and qemu-user")
+
+
+def run_on_arm(graph: Graph, device: Path, flags: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
+    """What the sources in ``device`` of ``graph``, one input and one output, give on Arm for a batch of ``codes``."""
+    (x,), (y,) = graph.inputs, graph.outputs
+    fields = {
+        "prefix": identifier(graph.name),
+        "input": f"{x.type.numpy.name}_t",
+        "inputs": int(np.prod(x.type.shape[1:])),
+        "output": f"{y.type.numpy.name}_t",
+        "outputs": int(np.prod(y.type.shape[1:])),
+    }
+    (device / "host.c").write_text(HOST.format(**fields))
+    program = device / "host"
+    sources = [device / "network.c", device / "host.c"]
+    subprocess.run([COMPILER, *STRICT, *flags, "-static", "-o", program, *sources], check=True)
+    done = subprocess.run([EMULATOR, program], input=codes.tobytes(), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return np.frombuffer(done.stdout, y.type.numpy).reshape(len(codes), *y.type.shape[1:])
+
+
+class Layers:
+    """Integer layers whose random requantization spreads their results over all codes."""
+
+    def __init__(self) -> None:
+        self.b = GraphBuilder("arm", Stage.INTEGER)
+        self.rng = np.random.default_rng(11)
+
+    def conv(self, x: Value, shape: tuple[int, ...], residual: Value | None = None, **changed: Any) -> Value:
+        attrs = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "groups": 1} | changed
+        return self._layer("iconv2d", x, shape, residual, attrs)
+
+    def dense(self, x: Value, shape: tuple[int, ...]) -> Value:
+        return self._layer("idense", x, shape, None, {})
+
+    def _layer(
+        self, kind: str, x: Value, shape: tuple[int, ...], residual: Value | None, attrs: Mapping[str, Any]
+    ) -> Value:
+        w = self.b.constant(self.rng.integers(-127, 128, shape).astype(np.int8), "w")
+        gain = 200 * 2**32 / (75 * 73 * np.prod(shape[1:]) ** 0.5)
+        m = self.b.constant((self.rng.uniform(0.3, 1, shape[0]) * gain).astype(np.int32), "m")
+        c = self.b.constant(self.rng.integers(20 << 32, 200 << 32, shape[0]), "c")
+        extra = [] if residual is None else [residual, self.b.constant(np.full(shape[0], 1 << 30, np.int32), "mr")]
+        return self.b.op(kind, [x, w, m, c, *extra], quant=GRID, shift=32, qmin=0, qmax=255, **attrs)
+
+
+def branches() -> Graph:
+    """A depthwise convolution with strides, a residual, a concatenation and a dense layer."""
+    n = Layers()
+    image = n.b.input("image", (BATCH, 5, 9, 7), "u8", GRID)
+    stem = n.conv(image, (6, 5, 3, 3), pads=(1, 1, 1, 1))
+    depthwise = n.conv(stem, (6, 1, 3, 3), pads=(1, 1, 1, 1), groups=6)
+    joined = n.conv(depthwise, (6, 6, 1, 1), residual=stem)
+    left = n.conv(joined, (6, 1, 3, 3), pads=(1, 1, 1, 1), strides=(2, 2), groups=6)
+    right = n.conv(joined, (3, 6, 1, 1), strides=(2, 2))
+    both = n.b.op("concat", [left, right], quant=GRID, axis=1)
+    flat = n.b.op("reshape", [both], quant=GRID, shape=(BATCH, 9 * 5 * 4))
+    return n.b.graph([n.dense(flat, (7, 9 * 5 * 4))])
+
+
+@pytest.mark.parametrize("optimize", ["speed", "size"])
+def test_branches_give_the_reference_bits(optimize: Literal["speed", "size"], tmp_path: Path) -> None:
+    graph = branches()
+    CTarget(optimize=optimize).build(graph, PassContext(), tmp_path)
+    codes = np.random.default_rng(3).integers(0, 256, (20, 5, 9, 7)).astype(np.uint8)
+    expected = evaluate(graph, {"image": codes})[graph.outputs[0].name]
+    assert len(np.unique(expected)) > 40
+    for flags in FLAGS.values():
+        assert np.array_equal(run_on_arm(graph, tmp_path, flags, codes), expected)
+
+
+def test_the_digits_network_gives_the_reference_bits(tmp_path: Path) -> None:
+    fields = {
+        "model": QUICKSTART / "digits.onnx",
+        "output": tmp_path / "digits",
+        "data": {"path": str(QUICKSTART / "calibration.npz"), "samples": 64},
+        "target": {"name": "c", "options": {"optimize": "size"}},
+    }
+    graph = read_graph(read_artifact(compile_model(make_config(fields)).path).files)
+    quant = graph.inputs[0].type.quant
+    assert quant is not None
+    images = np.load(QUICKSTART / "evaluation.npz")["image"][:IMAGES].astype(np.float64)
+    codes = np.clip(np.rint(images / float(quant.scale[0])) + quant.zero_point, 0, 255).astype(np.uint8)
+    expected = evaluate(graph, {"image": codes})["logits"]
+    got = run_on_arm(graph, tmp_path / "digits" / "device", FLAGS["thumb"], codes)
+    assert np.array_equal(got, expected)
