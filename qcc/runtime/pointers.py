@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 def address(array: NDArray[Any]) -> int:
     """Where a C-contiguous, non-empty array begins in memory."""
-    if array.flags.writeable:  # several times faster than what works for every array
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
-    start: int = array.__array_interface__["data"][0]
-    return start
+    try:  # several times faster than what works for every array
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except TypeError:  # it may not be written to
+        start: int = array.__array_interface__["data"][0]
+        return start
 
 
 def pointer(array: NDArray[Any], offset: int = 0) -> ctypes.c_void_p:

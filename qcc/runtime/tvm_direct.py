@@ -44,9 +44,10 @@ class _Output:
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What one call at a time works in: codes of the inputs with their addresses, and the arena's."""
+    """What one call at a time works in: codes of inputs and outputs with their addresses, and the arena's."""
 
     codes: tuple[tuple[NDArray[Any], ctypes.c_void_p], ...]
+    results: tuple[tuple[NDArray[Any], ctypes.c_void_p], ...]
     arena: tuple[NDArray[np.uint8], ctypes.c_void_p]
 
 
@@ -65,6 +66,7 @@ class Direct:
         program = network.program
         self._inputs = tuple(_input(s, a, border) for s, a in zip(manifest.inputs, program.inputs, strict=True))
         self._outputs = tuple(_output(s, a) for s, a in zip(manifest.outputs, program.outputs, strict=True))
+        self._real = all(o.grid is not None for o in self._outputs)
         self._network = network
         self._function, self._constants = network.function, network.constants
         self._memories: deque[_Memory] = deque()
@@ -87,12 +89,14 @@ class Direct:
         except IndexError:
             memory = self._allocated()
         pointers = [self._codes(i, inputs[i.name], m) for i, m in zip(self._inputs, memory.codes, strict=True)]
-        results = [np.empty(o.shape, o.codes) for o in self._outputs]
-        self._function(*pointers, *map(pointer, results), self._constants, memory.arena[1])
-        self._memories.append(memory)
+        results = _fresh(self._outputs) if raw or not self._real else memory.results
+        self._function(*pointers, *(p for _, p in results), self._constants, memory.arena[1])
         if raw:
-            return {o.name: codes for o, codes in zip(self._outputs, results, strict=True)}
-        return {o.name: _real(o, codes) for o, codes in zip(self._outputs, results, strict=True)}
+            outputs = {o.name: codes for o, (codes, _) in zip(self._outputs, results, strict=True)}
+        else:
+            outputs = {o.name: _real(o, codes) for o, (codes, _) in zip(self._outputs, results, strict=True)}
+        self._memories.append(memory)
+        return outputs
 
     def _codes(self, i: _Input, array: NDArray[Any], memory: tuple[NDArray[Any], ctypes.c_void_p]) -> ctypes.c_void_p:
         """The address of the codes of ``array``."""
@@ -104,7 +108,7 @@ class Direct:
 
     def _allocated(self) -> _Memory:
         buffers = [np.empty(i.shape if i.quantize else 1, i.codes) for i in self._inputs]
-        return _Memory(tuple((b, pointer(b)) for b in buffers), self._network.arena())
+        return _Memory(tuple((b, pointer(b)) for b in buffers), _fresh(self._outputs), self._network.arena())
 
 
 def _input(spec: TensorSpec, argument: Argument, border: NativeBorder | None) -> _Input:
@@ -112,6 +116,12 @@ def _input(spec: TensorSpec, argument: Argument, border: NativeBorder | None) ->
     codes = np.dtype(argument.dtype)
     quantize = border.call(spec.name) if border else None
     return _Input(spec.name, argument.shape, codes if quantize is None else np.dtype(np.float32), codes, quantize)
+
+
+def _fresh(outputs: tuple[_Output, ...]) -> tuple[tuple[NDArray[Any], ctypes.c_void_p], ...]:
+    """An array for the codes of every output, and its address."""
+    arrays = [np.empty(o.shape, o.codes) for o in outputs]
+    return tuple((a, pointer(a)) for a in arrays)
 
 
 def _output(spec: TensorSpec, argument: Argument) -> _Output:
