@@ -45,7 +45,7 @@ class MixedPrecision(Pass):
     each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
     terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all); ``refined`` starts from the
     best of them and tries ``tries`` moves on the data that sensitivities are measured on. The candidate
-    whose true KL on held-out calibration data is least is kept.
+    whose true KL on held-out calibration data is least, steadied by that of softened outputs, is kept.
     """
 
     name: ClassVar[str] = "mixed-precision"
@@ -94,7 +94,7 @@ class MixedPrecision(Pass):
                 score = scene.score(assignment.picks, scorer, trial)
                 tried[assignment.picks] = _candidate(objective, scene, assignment, score)
             ctx.progress(self.name, done, len(solved))
-        ranked = sorted(tried.values(), key=lambda c: c.kl)
+        ranked = sorted(tried.values(), key=lambda c: c.rank)
         best = ranked[0]
         ctx.log.info("mixed-precision: %s wins with KL %.3g", best.objective, best.kl)
         samples = sum(map(samples_in, scorer.batches))
@@ -139,7 +139,7 @@ class MixedPrecision(Pass):
             nonlocal spent
             spent += 1
             ctx.progress("refine", min(spent, tries), tries)
-            return scene.score(picks, scorer, trial).kl
+            return scene.score(picks, scorer, trial).rank
 
         start = min(dict.fromkeys(s.picks for s in found), key=error)
         form = _form(scene, groups, perturbed.perturbations)
@@ -203,6 +203,15 @@ def _form(scene: Scene, groups: Sequence[Group], perturbations: Perturbations | 
 
 def _candidate(objective: str, scene: Scene, solved: Assignment, score: Score) -> Candidate:
     weight_bits, site_bits = scene.weight_bits(solved.picks), scene.activation_bits(solved.picks)
-    value, gap = solved.objective, solved.gap
-    costs = solved.used
-    return Candidate(objective, weight_bits, site_bits, value, gap, costs, score.kl, score.error, score.agreement)
+    return Candidate(
+        objective,
+        weight_bits,
+        site_bits,
+        value=solved.objective,
+        gap=solved.gap,
+        costs=solved.used,
+        rank=score.rank,
+        kl=score.kl,
+        kl_error=score.error,
+        agreement=score.agreement,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,29 @@ from qcc_passes.variants import Variant, with_variants
 Array = NDArray[Any]
 
 
+_TEMPERATURE: Final = 4.0
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
-    """``kl`` in nats per sample, with its standard error; ``agreement`` of the top-1 where there are classes."""
+    """``kl`` in nats per sample, with its standard error; ``agreement`` of the top-1 where there are classes.
+
+    ``soft`` is the KL of the logits divided by a temperature.
+    """
 
     kl: float
+    soft: float
     error: float
     agreement: float | None
+
+    @property
+    def rank(self) -> float:
+        """What candidates are ranked by: the geometric mean of KL and soft KL.
+
+        Samples that the network is sure of, as most that it was trained on, hardly count in KL, which a
+        few others then decide. The soft one counts errors of all logits of all samples.
+        """
+        return math.sqrt(max(self.kl, 0.0) * max(self.soft, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +77,20 @@ class Scorer:
 
     def judge(self, model: OrtModel) -> Score:
         """A model of the same inputs and outputs."""
-        losses, agreeing = [], []
+        losses, soft, agreeing = [], [], []
         for inputs, reference in zip(self.batches, self.reference, strict=True):
             found = model.run(inputs)
-            losses.append(self._loss(reference, found))
+            losses.append(self._loss(reference, found, 1.0))
+            soft.append(self._loss(reference, found, _TEMPERATURE))
             if self.top.classifies:
                 name = self.top.classifier
                 agreeing.append(reference[name].argmax(axis=-1) == found[name].argmax(axis=-1))
         each = np.concatenate(losses)
         agreement = float(np.concatenate(agreeing).mean()) if agreeing else None
-        return Score(float(each.mean()), float(each.std() / max(len(each) - 1, 1) ** 0.5), agreement)
+        error = float(each.std() / max(len(each) - 1, 1) ** 0.5)
+        return Score(float(each.mean()), float(np.concatenate(soft).mean()), error, agreement)
 
-    def _loss(self, reference: Mapping[str, Array], found: Mapping[str, Array]) -> Array:
+    def _loss(self, reference: Mapping[str, Array], found: Mapping[str, Array], temperature: float) -> Array:
         """Per sample, [N]."""
         total = np.zeros(samples_in(reference))
         for name, axis in self.top.axes.items():
@@ -80,7 +99,7 @@ class Scorer:
                 part = Head(self.top.graph, {name: None}, self.top.layers)
                 each = np.square(whitened(part, reference, {name: other - exact}, self.spread)) / 2
             else:
-                p, q = softmax(exact, axis), softmax(other, axis)
+                p, q = softmax(exact / temperature, axis), softmax(other / temperature, axis)
                 each = p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))
             total += each.reshape(len(each), -1).sum(axis=1)
         return total

@@ -22,6 +22,8 @@ class Candidate:
     value: float
     gap: float
     costs: Mapping[str, float]
+    rank: float
+    """What candidates are compared by, the least being best: KL, steadied by that of softened outputs."""
     kl: float
     kl_error: float
     agreement: float | None
