@@ -71,6 +71,7 @@ def _summary(graph: Graph, artifact: Artifact | None) -> dict[str, Any]:
         "constant_bytes": weights,
         "weights": [size.describe() for size in layer_sizes(graph)],
         "device": _device_constants(artifact) if artifact else {},
+        "memory": _memory(artifact) if artifact else {},
         "manifest": artifact.manifest.model_dump(mode="json") if artifact else None,
         "report": json.loads(artifact.read("report.json")) if artifact and "report.json" in artifact.files else None,
     }
@@ -97,6 +98,26 @@ def _print(summary: dict[str, Any], artifact: Artifact | None) -> None:
     console.print(f"rounding {manifest.rounding}\n", markup=False)
     rows = [(name, info.sha256[:16] + "…", size(info.size)) for name, info in manifest.files.items()]
     print_table("", ("file", "sha256", "size"), rows, numbers=2)
+    if summary["memory"]:
+        _print_memory(summary["memory"])
+
+
+def _memory(artifact: Artifact) -> dict[str, Any]:
+    """What the device needs, where the target's static code tells: bytes of ``constants`` and of the ``arena``,
+    and of ``code`` and ``stack`` where a ``compiler`` was there to measure them.
+    """
+    found = artifact.read("device/memory.json") if "device/memory.json" in artifact.files else b"{}"
+    return {k: v for k, v in json.loads(found).items() if k != "prefix"}
+
+
+def _print_memory(memory: dict[str, Any]) -> None:
+    """ROM and RAM in bytes."""
+    parts = {"ROM": ("constants", "code"), "RAM": ("arena", "stack")}
+    known = [(kind, part, memory[part]) for kind, group in parts.items() for part in group if memory.get(part)]
+    out().print()
+    print_table("", ("memory", "part", "bytes"), known, numbers=2)
+    if "compiler" in memory:
+        out().print(f"code and stack by {memory['compiler']}", markup=False)
 
 
 def _device_constants(artifact: Artifact) -> dict[str, int]:

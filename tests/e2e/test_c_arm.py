@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from qcc_targets.c.toolchain import STRICT
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 COMPILER = "arm-linux-gnueabihf-gcc"
 EMULATOR = "qemu-arm"
+Qcc = Callable[..., Any]
+CORTEX_M4 = f"{COMPILER} -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16"
 FLAGS = {"arm": ("-O2", "-marm"), "thumb": ("-Os", "-mthumb")}
 IMAGES = 40
 GRID = Quant(8, False, (Dyadic(1, 4),), 3)
@@ -141,3 +144,26 @@ def test_the_digits_network_gives_the_reference_bits(tmp_path: Path) -> None:
     expected = evaluate(graph, {"image": codes})["logits"]
     got = run_on_arm(graph, tmp_path / "digits" / "device", FLAGS["thumb"], codes)
     assert np.array_equal(got, expected)
+
+
+def test_inspect_reports_rom_and_ram(run_qcc: Qcc, tmp_path: Path) -> None:
+    out = tmp_path / "digits"
+    arguments = (QUICKSTART / "digits.onnx", "-d", QUICKSTART / "calibration.npz", "-t", "c", "-o", out)
+    assert run_qcc("compile", *arguments, "-O", "optimize=size", "-O", f"cross={CORTEX_M4}").code == 0
+    memory = json.loads(run_qcc("inspect", out, "--json").out)["memory"]
+    header = (out / "device" / "network.h").read_text()
+    assert f"#define DIGITS_ARENA_BYTES {memory['arena']}\n" in header
+    assert f"#define DIGITS_CONSTANT_BYTES {memory['constants']}\n" in header
+    command, *flags = memory["compiler"].split()
+    subprocess.run([command, *flags, "-c", "network.c", "-o", "network.o"], cwd=out / "device", check=True)
+    sizes = subprocess.run(
+        ["arm-linux-gnueabihf-size", "network.o"], cwd=out / "device", capture_output=True, text=True
+    )
+    text, _, bss = map(int, sizes.stdout.splitlines()[1].split()[:3])
+    assert memory["code"] + memory["constants"] == text
+    assert memory["arena"] == bss
+    assert 0 < memory["stack"] < 1024
+    (out / "device" / "network.o").unlink()
+    shown = run_qcc("inspect", out).out
+    assert ["ROM", "code", str(memory["code"])] in [line.split() for line in shown.splitlines()]
+    assert "code and stack by arm-linux-gnueabihf-gcc -Os -mcpu=cortex-m4" in shown

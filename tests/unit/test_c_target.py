@@ -1,6 +1,7 @@
 """The C target: bit-identical with the reference, strict C99, integers only."""
 
 import re
+import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,3 +81,22 @@ def test_a_missing_or_failing_compiler_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "expected"), [("a b/c:0", "a_b_c_0"), ("9lives", "n_9lives"), ("é", "network")])
 def test_names_become_identifiers(name: str, expected: str) -> None:
     assert identifier(name) == expected
+
+
+@pytest.mark.parametrize("number", [0, 3, 5, 9])
+def test_no_access_leaves_its_array(number: int, tmp_path: Path) -> None:
+    """Inputs, outputs, constants and the arena in arrays of just their size, and every access checked."""
+    case = make_case(7, number)
+    CTarget(prefix="net", optimize="size" if number % 2 else "speed").build(case.graph, PassContext(), tmp_path)
+    values = [*case.graph.inputs, *case.graph.outputs]
+    sizes = [v.type.numpy.itemsize * int(np.prod([abs(d) for d in v.type.shape])) for v in values]
+    pairs = enumerate(zip(values, sizes, strict=True))
+    arrays = "".join(f"    {v.type.numpy}_t *a{i} = calloc(1, {n});\n" for i, (v, n) in pairs)
+    passed = ", ".join(f"a{i}" for i in range(len(values)))
+    freed = "".join(f"    free(a{i});\n" for i in range(len(values)))
+    body = f"{arrays}    net_run({passed});\n{freed}    return 0;\n"
+    (tmp_path / "host.c").write_text(f'#include "network.h"\n#include <stdlib.h>\nint main(void)\n{{\n{body}}}\n')
+    command = ["cc", *STRICT, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover", "network.c", "host.c"]
+    subprocess.run([*command, "-o", "host"], cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "host"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -121,6 +121,6 @@ def _entries(graph: Graph, prefix: str) -> str:
     return (
         f"void {prefix}_run_in({declared}, uint8_t *arena)\n{{\n    {NETWORK}({', '.join(passed)});\n}}\n\n"
         f"void {prefix}_run({declared})\n{{\n"
-        f"    static uint8_t arena[{prefix.upper()}_ARENA_BYTES + 1];\n"
+        f"    static uint8_t arena[{prefix.upper()}_ARENA_BYTES];\n"
         f"    {prefix}_run_in({', '.join(names)}, arena);\n}}"
     )

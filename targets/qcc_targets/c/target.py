@@ -6,6 +6,7 @@ import ctypes
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -19,10 +20,12 @@ from qcc.ir.graph import Graph
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
 from qcc_targets.c.emit import SCALAR
+from qcc_targets.c.footprint import measure
 from qcc_targets.c.source import identifier, write_sources
 from qcc_targets.c.toolchain import compile_c
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.lowering import MOVES, lower
+from qcc_targets.cpu.memory import Padding
 from qcc_targets.cpu.network import assemble
 from qcc_targets.cpu.select import GENERIC
 
@@ -34,6 +37,9 @@ MEMORY: Final = "memory.json"
 _SINGLE: Final = Isa("single", 32, frozenset(), frozenset(), SCALAR.mcpu)
 """One element at a time: the shortest code."""
 
+_TIGHT: Final = Padding(align=8, slack=0)
+"""Scalar code reads nothing but tensors."""
+
 
 class CTarget(Target):
     """Standalone C99: integers only, no malloc, no library but stdint.h and string.h, a static arena.
@@ -41,6 +47,8 @@ class CTarget(Target):
     The artifact holds ``network.c`` and ``network.h``, and a shared library made from them by
     ``cc``, so that the artifact can be run and verified here. ``optimize: size`` gives
     microcontrollers plain loops instead of short blocks. ``prefix`` begins the public C names.
+    ``cross`` is a cross compiler with its flags, such as ``arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb``,
+    whose code is measured for ``memory.json``.
     """
 
     name: ClassVar[str] = "c"
@@ -49,6 +57,7 @@ class CTarget(Target):
     cc: str = Field(default="cc", pattern=r"^[\w.+/-]+$")
     optimize: Literal["speed", "size"] = "speed"
     prefix: str | None = Field(default=None, pattern=r"^[A-Za-z]\w*$")
+    cross: str | None = Field(default=None, pattern=r"^[\w.+/-]+( +-[\w.+=,/-]+)*$")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -57,13 +66,17 @@ class CTarget(Target):
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         prefix = self.prefix or identifier(graph.name)
-        network = assemble(lower(graph, 1), SCALAR if self.optimize == "speed" else _SINGLE)
+        network = assemble(lower(graph, 1), SCALAR if self.optimize == "speed" else _SINGLE, padding=_TIGHT)
+        # C has no arrays of size 0.
+        network = replace(network, arena=max(network.arena, 1), constants=network.constants or b"\0")
         files = write_sources(graph, network, prefix)
         (out / HEADER).write_text(files.header)
         (out / SOURCE).write_text(files.source)
-        memory = {"prefix": prefix, "constants": len(network.constants), "arena": network.arena}
-        (out / MEMORY).write_text(json.dumps(memory, indent=1) + "\n")
         level = "-O2" if self.optimize == "speed" else "-Os"
+        footprint = measure(self.cross, level, out / SOURCE, prefix) if self.cross else None
+        memory = {"prefix": prefix, "constants": len(network.constants), "arena": network.arena}
+        memory |= asdict(footprint) if footprint else {}
+        (out / MEMORY).write_text(json.dumps(memory, indent=1) + "\n")
         link = ("-shared", "-fPIC", "-Wl,--build-id=none", "-s")
         compile_c(self.cc, out / SOURCE, out / LIBRARY, (level, *link))
         return [out / name for name in (HEADER, SOURCE, LIBRARY, MEMORY)]
@@ -84,7 +97,7 @@ class CBackend:
             raise ArtifactError(f"{LIBRARY} does not load: {e}") from e
         self._run.restype = None
         self._inputs, self._outputs = manifest.inputs, manifest.outputs
-        self._arena_bytes = int(memory["arena"]) + 1
+        self._arena_bytes = int(memory["arena"])
         self._own = threading.local()
 
     def run(self, inputs: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:

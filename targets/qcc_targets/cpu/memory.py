@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from qcc.ir.types import DTYPES
 from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel
@@ -23,7 +24,7 @@ class Block:
 class MemoryPlan:
     """Byte offsets in the arena: of each storage (None: the caller's memory), of each step's scratch.
 
-    ``size`` is the arena's, ``SLACK`` at both ends included.
+    ``size`` is the arena's, the slack at both ends included.
     """
 
     storages: tuple[int | None, ...]
@@ -31,7 +32,22 @@ class MemoryPlan:
     size: int
 
 
-def plan(lowered: Lowered, kernels: Sequence[Kernel]) -> MemoryPlan:
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Bytes to which blocks of memory are ``aligned``, and how many may be read around them: ``slack``."""
+
+    align: int = ALIGN
+    slack: int = SLACK
+
+    def aligned(self, size: int) -> int:
+        return -(-size // self.align) * self.align
+
+
+ROOMY: Final = Padding()
+"""What vector instructions want."""
+
+
+def plan(lowered: Lowered, kernels: Sequence[Kernel], padding: Padding = ROOMY) -> MemoryPlan:
     """Offsets at which no two storages that live at one time overlap, except by a kernel's leave."""
     uses = _uses(lowered)
     owner = _overlays(lowered, kernels, uses)
@@ -46,34 +62,30 @@ def plan(lowered: Lowered, kernels: Sequence[Kernel]) -> MemoryPlan:
         blocks[key] = block
     scratch = [Block(kernel.scratch, step, step) for step, kernel in enumerate(kernels)]
     keys = list(blocks)
-    offsets, size = arrange([*(blocks[k] for k in keys), *scratch])
+    offsets, size = arrange([*(blocks[k] for k in keys), *scratch], padding)
     where = dict(zip(keys, offsets, strict=False))
     storages = tuple(where.get(owner[n]) if s.space is Space.ARENA else None for n, s in enumerate(lowered.storages))
     return MemoryPlan(storages, tuple(offsets[len(keys) :]), size)
 
 
-def arrange(blocks: Sequence[Block]) -> tuple[list[int], int]:
+def arrange(blocks: Sequence[Block], padding: Padding = ROOMY) -> tuple[list[int], int]:
     """An aligned offset for each block, and the size of the whole: the largest first, each as low as it fits."""
-    offsets = [SLACK] * len(blocks)
+    offsets = [padding.slack] * len(blocks)
     placed: list[int] = []
     for number in sorted(range(len(blocks)), key=lambda n: (-blocks[n].size, n)):
         block = blocks[number]
         if not block.size:
             continue
-        spot = SLACK
+        spot = padding.slack
         rivals = [p for p in placed if blocks[p].first <= block.last and block.first <= blocks[p].last]
         for rival in sorted(rivals, key=lambda p: offsets[p]):
             if offsets[rival] - spot >= block.size:
                 break
-            spot = max(spot, _aligned(offsets[rival] + blocks[rival].size))
+            spot = max(spot, padding.aligned(offsets[rival] + blocks[rival].size))
         offsets[number] = spot
         placed.append(number)
-    end = max((offsets[p] + blocks[p].size for p in placed), default=SLACK)
-    return offsets, _aligned(end) + SLACK
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
+    end = max((offsets[p] + blocks[p].size for p in placed), default=padding.slack)
+    return offsets, padding.aligned(end) + padding.slack
 
 
 def _uses(lowered: Lowered) -> list[list[int]]:

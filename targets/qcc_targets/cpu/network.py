@@ -37,9 +37,9 @@ from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 from qcc.runtime.tvm_network import PEAK, PROFILE, SHARE
 from qcc_targets.cpu.cost import operations, traffic
 from qcc_targets.cpu.isa import Isa
-from qcc_targets.cpu.kernel import ALIGN, SLACK, Kernel
+from qcc_targets.cpu.kernel import ALIGN, Kernel
 from qcc_targets.cpu.lowering import Lowered, Space, Step
-from qcc_targets.cpu.memory import MemoryPlan, plan
+from qcc_targets.cpu.memory import ROOMY, MemoryPlan, Padding, plan
 from qcc_targets.cpu.peak import peak_function
 from qcc_targets.cpu.pieces import Piece, pieces
 from qcc_targets.cpu.select import select
@@ -83,12 +83,12 @@ class Network:
     report: tuple[ReportRow, ...]
 
 
-def assemble(lowered: Lowered, isa: Isa, threads: int = 1) -> Network:
+def assemble(lowered: Lowered, isa: Isa, threads: int = 1, padding: Padding = ROOMY) -> Network:
     """Select kernels, plan memory, and write the functions; ``threads`` may share one call. Raises TargetError."""
     steps = [_Divided(step, pieces(step.site, threads), isa) for step in lowered.steps]
-    memory = plan(lowered, [step.whole for step in steps])
+    memory = plan(lowered, [step.whole for step in steps], padding)
     symbols = _Symbols()
-    blob, starts = _blob([kernel.constants for step in steps for kernel in step.kernels])
+    blob, starts = _blob([kernel.constants for step in steps for kernel in step.kernels], padding)
     following = iter(starts)
     calls = [
         [
@@ -166,18 +166,18 @@ class _Call:
     scratch: int
 
 
-def _blob(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
+def _blob(parts: Sequence[bytes], padding: Padding) -> tuple[bytes, list[int]]:
     """All constants, each aligned and equal ones once, with slack behind; and where each begins."""
     blob = bytearray()
     known: dict[bytes, int] = {}
     starts = []
     for part in parts:
         if part not in known:
-            blob.extend(b"\0" * (-len(blob) % ALIGN))
+            blob.extend(b"\0" * (-len(blob) % padding.align))
             known[part] = len(blob)
             blob.extend(part)
         starts.append(known[part])
-    return bytes(blob) + b"\0" * SLACK, starts
+    return bytes(blob) + b"\0" * padding.slack, starts
 
 
 class _InTurn:
