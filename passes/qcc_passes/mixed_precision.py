@@ -45,7 +45,8 @@ class MixedPrecision(Pass):
     each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
     terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all); ``refined`` starts from the
     best of them and tries ``tries`` moves on the data that sensitivities are measured on. The candidate
-    whose true KL on held-out calibration data is least, steadied by that of softened outputs, is kept.
+    whose true KL on held-out calibration data is least, steadied by that of softened outputs, is kept;
+    but uniform bits are, unless it is better than they by more than noise.
     """
 
     name: ClassVar[str] = "mixed-precision"
@@ -89,12 +90,14 @@ class MixedPrecision(Pass):
         if (refined := self._refined(scene, programs, [s for _, s in solved], trial, ctx)) is not None:
             solved.append(("refined", refined))
         tried: dict[tuple[int, ...], Candidate] = {}
+        scores: dict[tuple[int, ...], Score] = {}
         for done, (objective, assignment) in enumerate(solved, 1):
             if assignment.picks not in tried:
-                score = scene.score(assignment.picks, scorer, trial)
-                tried[assignment.picks] = _candidate(objective, scene, assignment, score)
+                scores[assignment.picks] = scene.score(assignment.picks, scorer, trial)
+                tried[assignment.picks] = _candidate(objective, scene, assignment, scores[assignment.picks])
             ctx.progress(self.name, done, len(solved))
-        ranked = sorted(tried.values(), key=lambda c: c.rank)
+        plain = next((s.picks for name, s in solved if name == "uniform"), None)
+        ranked = [tried[picks] for picks in _ranked(scores, plain)]
         best = ranked[0]
         ctx.log.info("mixed-precision: %s wins with KL %.3g", best.objective, best.kl)
         samples = sum(map(samples_in, scorer.batches))
@@ -176,6 +179,15 @@ class MixedPrecision(Pass):
             have = ", ".join(map(str, sorted(ctx.capabilities.activation_bits)))
             raise ConfigError(f"mixed-precision: the target has activations of {have} bits, none of which is asked for")
         return able
+
+
+def _ranked(scores: Mapping[tuple[int, ...], Score], plain: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """The assignments, best first; the uniform one stays first unless another is surely better."""
+    ranked = sorted(scores, key=lambda picks: scores[picks].rank)
+    if plain is not None and not scores[ranked[0]].surely_below(scores[plain]):
+        ranked.remove(plain)
+        ranked.insert(0, plain)
+    return ranked
 
 
 def uniform(groups: Sequence[Group], budgets: Mapping[str, float]) -> Assignment | None:

@@ -41,6 +41,15 @@ class Score:
     soft: float
     error: float
     agreement: float | None
+    samples: Array
+    """KL and soft KL of each sample, [2, N]."""
+
+    def surely_below(self, other: Score) -> bool:
+        """Whether both kinds of KL together are less than ``other``'s on the same samples by a standard error."""
+        scale = np.maximum(other.samples.mean(axis=1, keepdims=True), 1e-30)
+        difference = ((self.samples - other.samples) / scale).sum(axis=0)
+        noise = difference.std() / math.sqrt(max(len(difference) - 1, 1))
+        return bool(difference.mean() < -noise)
 
     @property
     def rank(self) -> float:
@@ -88,7 +97,8 @@ class Scorer:
         each = np.concatenate(losses)
         agreement = float(np.concatenate(agreeing).mean()) if agreeing else None
         error = float(each.std() / max(len(each) - 1, 1) ** 0.5)
-        return Score(float(each.mean()), float(np.concatenate(soft).mean()), error, agreement)
+        softened = np.concatenate(soft)
+        return Score(float(each.mean()), float(softened.mean()), error, agreement, np.stack([each, softened]))
 
     def _loss(self, reference: Mapping[str, Array], found: Mapping[str, Array], temperature: float) -> Array:
         """Per sample, [N]."""
