@@ -13,11 +13,11 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from qcc.bench.peers import Call, onnxruntime_call, openvino_call, quantized_by_onnxruntime
-from qcc.bench.permission import forbid_amx
 from qcc.bench.timing import Timing, measure
 from qcc.errors import ModelError
 from qcc.passmgr.context import Progress
 from qcc.runtime import load
+from qcc.runtime.permission import forbid_amx
 
 Arrays = Mapping[str, NDArray[Any]]
 QCC: Final = "qcc integer"

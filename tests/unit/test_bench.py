@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from qcc.bench.peers import onnxruntime_call, openvino_call, quantized_by_onnxruntime
 from qcc.bench.timing import largest_cache, measure
 from qcc.errors import ConfigError, ModelError
+from qcc.runtime.cpu import processor_flags
 
 
 def test_every_engine_has_its_turn_in_every_round() -> None:
@@ -87,9 +88,21 @@ def test_without_openvino_the_error_says_how_to_get_it(model: Path, monkeypatch:
 
 def test_amx_is_refused_to_a_process_that_forbade_it() -> None:
     program = (
-        "from qcc.bench.permission import forbid_amx\nfrom qcc.errors import ArtifactError\n"
+        "from qcc.runtime.permission import forbid_amx\nfrom qcc.errors import ArtifactError\n"
         "from qcc.runtime.cpu import request_amx\nforbid_amx()\n"
         "try:\n    request_amx()\nexcept ArtifactError as e:\n    print(e)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "refuses AMX" in done.stdout
+
+
+def test_amx_cannot_be_forbidden_once_it_is_allowed() -> None:
+    """Onnxruntime asks for it when it is imported; then OpenVINO would use it too."""
+    if "amx_tile" not in processor_flags():
+        pytest.skip("this processor has no AMX")
+    program = (
+        "from qcc.runtime.cpu import request_amx\nfrom qcc.runtime.permission import forbid_amx\n"
+        "request_amx()\nforbid_amx()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "allowed to this process already" in done.stderr
