@@ -165,7 +165,7 @@ def test_a_latency_budget_is_met(make: MakeConfig, tmp_path: Path) -> None:
     config = make(latency=tmp_path / "latency.json", passes={})
     own = table(model_sha256=digest(config), device=make_target("ref").device())
     (tmp_path / "latency.json").write_text(own.model_dump_json())
-    passes = {"mixed-precision": {"weight_bits": [4, 8], "ends": None}}
+    passes = {"mixed-precision": {"weight_bits": [4, 8], "ends": None, "objectives": ["separate"]}}
     report = search(config.model_copy(update={"passes": passes}), {"latency": (14.1e-3, 19.1e-3)}, tmp_path / "out")
     tight, loose = report.points
     assert sorted(tight.weight_bits.values()) == [4, 4, 8, 8]
