@@ -23,7 +23,7 @@ from qcc_targets.c.emit import SCALAR
 from qcc_targets.c.footprint import measure
 from qcc_targets.c.source import identifier, write_sources
 from qcc_targets.c.toolchain import compile_c
-from qcc_targets.cpu.isa import Isa
+from qcc_targets.cpu.generic.packed import PACKED
 from qcc_targets.cpu.lowering import MOVES, lower
 from qcc_targets.cpu.memory import Padding
 from qcc_targets.cpu.network import assemble
@@ -34,7 +34,10 @@ SOURCE: Final = "network.c"
 LIBRARY: Final = "network.so"
 MEMORY: Final = "memory.json"
 
-_SINGLE: Final = Isa("single", 32, frozenset(), frozenset(), SCALAR.mcpu)
+_BLOCKS: Final = replace(SCALAR, features=frozenset({PACKED}))
+"""Short blocks that any compiler may vectorize."""
+
+_SINGLE: Final = replace(_BLOCKS, name="single", vector_bits=32)
 """One element at a time: the shortest code."""
 
 _TIGHT: Final = Padding(align=8, slack=0)
@@ -66,7 +69,7 @@ class CTarget(Target):
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         prefix = self.prefix or identifier(graph.name)
-        network = assemble(lower(graph, 1), SCALAR if self.optimize == "speed" else _SINGLE, padding=_TIGHT)
+        network = assemble(lower(graph, 1), _BLOCKS if self.optimize == "speed" else _SINGLE, padding=_TIGHT)
         # C has no arrays of size 0.
         network = replace(network, arena=max(network.arena, 1), constants=network.constants or b"\0")
         files = write_sources(graph, network, prefix)

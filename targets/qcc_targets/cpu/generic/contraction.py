@@ -2,7 +2,8 @@
 
 Outer loops walk the output pixels; tiles of pixels times output channels accumulate in registers;
 reduction loops walk kernel rows, kernel columns and input channels. Weights are packed in the
-order in which they are read: [group][block of outputs][reduction][outputs of the block].
+order in which they are read: [group][block of outputs][reduction][outputs of the block]. Where they are
+to be small, those below 8 bits lie densely, and each block unpacks its own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
+from qcc.ir.packing import packed_size
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
 from qcc_targets.cpu.generic.nest import Index, Nest, lanes_for, local, loops, nest, overlays, powers_of_two, vector
+from qcc_targets.cpu.generic.packed import Unpacking, narrow_bits, pack_panels
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -66,8 +69,9 @@ class Block:
 def blocking(isa: Isa, outputs: int, pixels: int) -> tuple[tuple[Block, ...], int]:
     """The blocks of a group's output channels, and the pixels that share a tile's registers."""
     lanes = lanes_for(isa, 32)
-    registers = 24 if isa.vector_bits == 512 else 8
-    vectors = min(4 if isa.vector_bits == 512 else 2, -(-outputs // lanes))
+    # One lane: the shortest code is wanted, so the tile is one output of one pixel.
+    registers, widest = (24, 4) if isa.vector_bits == 512 else (8, 2) if lanes > 1 else (1, 1)
+    vectors = min(widest, -(-outputs // lanes))
     size = vectors * lanes
     blocks = [Block(0, outputs // size, size, lanes), Block(outputs - outputs % size, 1, outputs % size, lanes)]
     most = min(registers // vectors, pixels)
@@ -81,7 +85,10 @@ def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label
     plan = nest(geometry.pixels, [geometry.x, geometry.r, geometry.y])
     blocks, columns = blocking(isa, geometry.outputs, plan.dims[-1])
     residual = len(site.op.operands) > 4
-    arrays = [_panels(weights, geometry.groups, blocks), *_vectors(site, weights)]
+    bits = narrow_bits(site, isa)
+    panels = _panels(weights, geometry.groups, blocks)
+    packed = np.concatenate(panels) if bits is None else pack_panels(panels, bits)
+    arrays = [packed, *_vectors(site, weights)]
     blob, starts = pack(*arrays)
     inplace = (1,) if residual and overlays(site.view(4), site.output) else ()
 
@@ -98,24 +105,31 @@ def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label
         if residual:
             r = site.view(4)
             tensors["r"] = buffer(pointers.inputs[1], r.tvm_dtype, r.alignment)
-        emitter = _Emitter(site, geometry, plan, columns, constants | tensors)
+        unpack = None
+        if bits is not None:
+            unpack = Unpacking(bits, constants["w"], buffer(pointers.scratch, "int8"))
+            constants["w"] = unpack.target
+        emitter = _Emitter(site, geometry, plan, columns, constants | tensors, unpack)
         with T.serial(0, geometry.groups) as group:
+            first = group * sum(emitter.panel_bytes(block) * block.count for block in blocks)
             for block in blocks:
-                emitter.block(group, block)
+                emitter.block(group, block, first)
+                first = first + emitter.panel_bytes(block) * block.count
 
     func = primitive(site.inputs, site.output, body, noalias=not inplace)
-    return Kernel(f"{label}.generic", func, blob, 0, inplace)
+    scratch = 0 if bits is None else max(block.outputs for block in blocks) * prod(geometry.taps)
+    return Kernel(f"{label}.generic", func, blob, scratch, inplace)
 
 
-def _panels(weights: NDArray[Any], groups: int, blocks: tuple[Block, ...]) -> NDArray[Any]:
-    """Weights in reading order, in the narrowest type that holds them."""
+def _panels(weights: NDArray[Any], groups: int, blocks: tuple[Block, ...]) -> list[NDArray[Any]]:
+    """Weights in reading order, by block, in the narrowest type that holds them."""
     dtype = np.int8 if weights.min() >= -128 and weights.max() <= 127 else np.int16
-    panels = []
+    panels: list[NDArray[Any]] = []
     for rows in np.split(weights.astype(dtype), groups):
         for block in blocks:
             part = rows[block.start : block.start + block.count * block.outputs]
-            panels.append(part.reshape(block.count, block.outputs, -1).transpose(0, 2, 1).ravel())
-    return np.concatenate(panels)
+            panels.extend(p.T.ravel() for p in part.reshape(block.count, block.outputs, -1))
+    return panels
 
 
 def _vectors(site: Site, weights: NDArray[Any]) -> list[NDArray[Any]]:
@@ -131,29 +145,57 @@ def _vectors(site: Site, weights: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Panel:
+    """One block's weights: where they, its output ``channel`` and its group's ``inputs`` begin."""
+
+    block: Block
+    weights: Any
+    channel: Any
+    inputs: Any
+
+
+@dataclass(frozen=True, slots=True)
 class _Emitter:
     site: Site
     geometry: Geometry
     plan: Nest
     columns: int
     buffers: dict[str, Any]
+    unpack: Unpacking | None
 
-    def block(self, group: Any, block: Block) -> None:
-        """All pixels of ``block.count`` blocks of channels: rows in full tiles, then one narrower tile."""
+    def panel_bytes(self, block: Block) -> int:
+        """What the weights of one block of channels take (elements, where they are not packed)."""
+        count = block.outputs * prod(self.geometry.taps)
+        return count if self.unpack is None else packed_size(count, self.unpack.bits)
+
+    def block(self, group: Any, block: Block, first: Any) -> None:
+        """All pixels of ``block.count`` blocks of channels, whose weights begin at ``first``."""
+
+        def panel(number: Index) -> None:
+            start = first + number[0] * self.panel_bytes(block)
+            if self.unpack is not None:
+                self.unpack(start, block.outputs * prod(self.geometry.taps))
+                start = 0
+            channel = group * self.geometry.outputs + (block.start + number[0] * block.outputs)
+            self._pixels(_Panel(block, start, channel, group * self.geometry.group_step))
+
+        loops((block.count,), panel)
+
+    def _pixels(self, panel: _Panel) -> None:
+        """Rows in full tiles, then one narrower tile."""
         total = self.plan.dims[-1]
         tiles, rest = divmod(total, self.columns)
 
-        def row(index: Index) -> None:
-            number, *outer = index
-            loops((tiles,), lambda t: self._tile(group, block, number, (*outer, t[0] * self.columns), self.columns))
+        def row(outer: Index) -> None:
+            loops((tiles,), lambda t: self._tile(panel, (*outer, t[0] * self.columns), self.columns))
             if rest:
-                self._tile(group, block, number, (*outer, tiles * self.columns), rest)
+                self._tile(panel, (*outer, tiles * self.columns), rest)
 
-        loops((block.count, *self.plan.dims[:-1]), row)
+        loops(self.plan.dims[:-1], row)
 
-    def _tile(self, group: Any, block: Block, number: Any, index: Index, columns: int) -> None:
+    def _tile(self, panel: _Panel, index: Index, columns: int) -> None:
         g, b = self.geometry, self.buffers
-        channel = group * g.outputs + (block.start + number * block.outputs)
+        block, channel = panel.block, panel.channel
         acc = [local(block.outputs, "int32") for _ in range(columns)]
         tile = [(p, first, width) for p in range(columns) for first, width in block.pieces]
 
@@ -162,10 +204,8 @@ class _Emitter:
 
         for p, first, width in tile:
             vector(width, partial(start, p), first)
-        depth = prod(g.taps)
-        panel = (group * g.outputs + block.start) * depth + number * (block.outputs * depth)
-        x = self.plan.at(0, self.site.view(0).offset + g.x_offset, index) + group * g.group_step
-        loops(g.taps, lambda tap: self._multiply(acc, block, x, panel, tap))
+        x = self.plan.at(0, self.site.view(0).offset + g.x_offset, index) + panel.inputs
+        loops(g.taps, lambda tap: self._multiply(acc, block, x, panel.weights, tap))
         for p, first, width in tile:
             vector(width, partial(self._finish, acc[p], channel, index, p), first)
 
