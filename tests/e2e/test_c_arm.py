@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from qcc.artifact.contents import read_graph
 from qcc.artifact.store import read_artifact
@@ -22,61 +22,28 @@ from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.passmgr.context import PassContext
 from qcc.verify.interp import evaluate
-from qcc_targets.c.source import identifier
 from qcc_targets.c.target import CTarget
-from qcc_targets.c.toolchain import STRICT
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 COMPILER = "arm-linux-gnueabihf-gcc"
 EMULATOR = "qemu-arm"
 Qcc = Callable[..., Any]
-CORTEX_M4 = f"{COMPILER} -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16"
-FLAGS = {"arm": ("-O2", "-marm"), "thumb": ("-Os", "-mthumb")}
 IMAGES = 40
 GRID = Quant(8, False, (Dyadic(1, 4),), 3)
 
-HOST = """
-#include "network.h"
-#include <stdio.h>
 
-static {input} input[{inputs}];
-static {output} output[{outputs}];
-
-int main(void)
-{{
-    while (fread(input, sizeof input, 1, stdin) == 1) {{
-        {prefix}_run(input, output);
-        if (fwrite(output, sizeof output, 1, stdout) != 1) return 1;
-    }}
-    return 0;
-}}
-"""
-
-
-@pytest.fixture(autouse=True)
-def _tools() -> None:
-    for name in (COMPILER, EMULATOR):
-        if shutil.which(name) is None:
-            pytest.skip(f"no {name} here: install gcc-arm-linux-gnueabihf, libc6-dev-armhf-cross and qemu-user")
-
-
-def run_on_arm(graph: Graph, device: Path, flags: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
-    """What the sources in ``device`` of ``graph``, one input and one output, give on Arm for a batch of ``codes``."""
-    (x,), (y,) = graph.inputs, graph.outputs
-    fields = {
-        "prefix": identifier(graph.name),
-        "input": f"{x.type.numpy.name}_t",
-        "inputs": int(np.prod(x.type.shape[1:])),
-        "output": f"{y.type.numpy.name}_t",
-        "outputs": int(np.prod(y.type.shape[1:])),
-    }
-    (device / "host.c").write_text(HOST.format(**fields))
-    program = device / "host"
-    sources = [device / "network.c", device / "host.c"]
-    subprocess.run([COMPILER, *STRICT, *flags, "-static", "-o", program, *sources], check=True)
-    done = subprocess.run([EMULATOR, program], input=codes.tobytes(), capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return np.frombuffer(done.stdout, y.type.numpy).reshape(len(codes), *y.type.shape[1:])
+@pytest.fixture
+def arm() -> ModuleType:
+    """The script that builds for Arm and emulates it, as a module; skips where its tools are absent."""
+    path = Path(__file__).parents[1] / "bench" / "emulated.py"
+    spec = importlib.util.spec_from_file_location("emulated", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if (complaint := module.missing()) is not None:
+        pytest.skip(complaint)
+    return module
 
 
 class Layers:
@@ -119,17 +86,17 @@ def branches() -> Graph:
 
 
 @pytest.mark.parametrize("optimize", ["speed", "size"])
-def test_branches_give_the_reference_bits(optimize: Literal["speed", "size"], tmp_path: Path) -> None:
+def test_branches_give_the_reference_bits(arm: ModuleType, optimize: Literal["speed", "size"], tmp_path: Path) -> None:
     graph = branches()
     CTarget(optimize=optimize).build(graph, PassContext(), tmp_path)
     codes = np.random.default_rng(3).integers(0, 256, (20, 5, 9, 7)).astype(np.uint8)
     expected = evaluate(graph, {"image": codes})[graph.outputs[0].name]
     assert len(np.unique(expected)) > 40
-    for flags in FLAGS.values():
-        assert np.array_equal(run_on_arm(graph, tmp_path, flags, codes), expected)
+    for flags in arm.FLAGS.values():
+        assert np.array_equal(arm.run_emulated(graph, tmp_path, codes, flags), expected)
 
 
-def test_the_digits_network_gives_the_reference_bits(tmp_path: Path) -> None:
+def test_the_digits_network_gives_the_reference_bits(arm: ModuleType, tmp_path: Path) -> None:
     fields = {
         "model": QUICKSTART / "digits.onnx",
         "output": tmp_path / "digits",
@@ -142,14 +109,13 @@ def test_the_digits_network_gives_the_reference_bits(tmp_path: Path) -> None:
     images = np.load(QUICKSTART / "evaluation.npz")["image"][:IMAGES].astype(np.float64)
     codes = np.clip(np.rint(images / float(quant.scale[0])) + quant.zero_point, 0, 255).astype(np.uint8)
     expected = evaluate(graph, {"image": codes})["logits"]
-    got = run_on_arm(graph, tmp_path / "digits" / "device", FLAGS["thumb"], codes)
-    assert np.array_equal(got, expected)
+    assert np.array_equal(arm.run_emulated(graph, tmp_path / "digits" / "device", codes), expected)
 
 
-def test_inspect_reports_rom_and_ram(run_qcc: Qcc, tmp_path: Path) -> None:
+def test_inspect_reports_rom_and_ram(arm: ModuleType, run_qcc: Qcc, tmp_path: Path) -> None:
     out = tmp_path / "digits"
     arguments = (QUICKSTART / "digits.onnx", "-d", QUICKSTART / "calibration.npz", "-t", "c", "-o", out)
-    assert run_qcc("compile", *arguments, "-O", "optimize=size", "-O", f"cross={CORTEX_M4}").code == 0
+    assert run_qcc("compile", *arguments, "-O", "optimize=size", "-O", f"cross={arm.CORTEX_M4}").code == 0
     memory = json.loads(run_qcc("inspect", out, "--json").out)["memory"]
     header = (out / "device" / "network.h").read_text()
     assert f"#define DIGITS_ARENA_BYTES {memory['arena']}\n" in header
