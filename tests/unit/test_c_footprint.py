@@ -48,6 +48,15 @@ def test_a_build_reports_constants_arena_code_and_stack(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / MEMORY).read_text())) == {"prefix", "constants", "arena"}
 
 
+def test_the_size_mode_takes_less_code(tmp_path: Path) -> None:
+    code = {}
+    for optimize in ("speed", "size"):
+        options = {"optimize": optimize, "cross": "cc -fno-pic"}
+        CTarget.model_validate(options).build(make_case(7, 3).graph, PassContext(), tmp_path)
+        code[optimize] = json.loads((tmp_path / MEMORY).read_text())["code"]
+    assert code["size"] < code["speed"]
+
+
 def test_bad_cross_compilers_are_named(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="no C compiler 'no-such-gcc' on the PATH"):
         CTarget(cross="no-such-gcc -Os").build(make_case(7, 0).graph, PassContext(), tmp_path)

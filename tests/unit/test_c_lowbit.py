@@ -1,6 +1,7 @@
 """Weights of 2 to 7 bits on the C target: dense in its constants, and bit for bit the reference's results."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from qcc.passmgr.context import PassContext
 from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc_targets.c.target import MEMORY, CTarget
+from qcc_targets.c.toolchain import STRICT
 
 UNIT = Quant(8, False, (Dyadic(1, 4),), 3)
 SHAPES = {"conv": (13, 5, 3, 3), "grouped": (6, 2, 3, 1), "dense": (9, 31)}
@@ -57,6 +59,18 @@ def test_narrow_weights_give_the_reference_bits(bits: int) -> None:
         got = session.run(inputs, raw=True)
     for name, codes in expected.items():
         assert np.array_equal(got[name], codes), name
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_unpacking_stays_inside_its_arrays(bits: int, tmp_path: Path) -> None:
+    CTarget(optimize="size").build(network(bits), PassContext(), tmp_path)
+    arrays = "static uint8_t image[210], pair[90], rows[31], conv[546], grouped[90], dense[9];"
+    call = f"bits{bits}_run(image, pair, rows, conv, grouped, dense);"
+    (tmp_path / "host.c").write_text(f'#include "network.h"\n{arrays}\nint main(void) {{ {call} return 0; }}\n')
+    command = ["cc", *STRICT, "-fsanitize=address,undefined", "-fno-sanitize-recover", "-o", "host"]
+    subprocess.run([*command, "network.c", "host.c"], cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "host"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("optimize", ["speed", "size"])

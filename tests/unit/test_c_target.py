@@ -52,6 +52,13 @@ def test_sources_are_strict_c99_without_floats_or_allocation(tmp_path: Path) -> 
     assert set(re.findall(r"#include (\S+)", text)) == {'"network.h"', "<string.h>", "<stdint.h>"}
 
 
+def test_big_endian_compilers_are_refused(tmp_path: Path) -> None:
+    CTarget().build(make_case(7, 0).graph, PassContext(), tmp_path)
+    command = ["cc", "-U__BYTE_ORDER__", "-D__BYTE_ORDER__=__ORDER_BIG_ENDIAN__", "-c", "-o", "x.o", SOURCE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "the constants of this network are little-endian" in done.stderr
+
+
 def test_two_builds_give_equal_bytes(tmp_path: Path) -> None:
     graph = make_case(7, 5).graph
     built = []

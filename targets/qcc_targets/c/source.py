@@ -21,6 +21,11 @@ _ELEMENT: Final = {
     "i64": "int64_t",
 }
 
+_BYTE_ORDER: Final = """\
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "the constants of this network are little-endian"
+#endif"""
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -45,6 +50,7 @@ def write_sources(graph: Graph, network: Network, prefix: str) -> Sources:
         f"/* The integer network {graph.name}: see {prefix}_run in network.h. */",
         '#include "network.h"',
         "#include <string.h>",
+        _BYTE_ORDER,
         *helper_definitions(sorted(helpers)),
         _constants(network.constants),
         *functions,

@@ -19,8 +19,9 @@ class Isa:
     """One level of instruction set.
 
     ``features`` are what kernel templates ask about (``avx2``, ``avxvnni``, ``avx512``, ``vnni``,
-    ``vbmi``, ``ifma``, ``amx``; ``neon``, ``dotprod``, ``i8mm``; a level lists all that it has), ``flags`` the
-    names under which Linux lists the processor features that the level needs, ``mcpu`` and ``mattr`` LLVM's.
+    ``vbmi``, ``ifma``, ``amx``; ``neon``, ``dotprod``, ``i8mm``; a level lists all that it has; ``packed`` asks
+    for small constants), ``flags`` the names under which Linux lists the processor features that the level
+    needs, ``mcpu`` and ``mattr`` LLVM's.
     """
 
     name: str
