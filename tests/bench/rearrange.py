@@ -4,7 +4,7 @@
     python tests/bench/rearrange.py [--by weights] [--samples N] [--groups] [MODEL ...]
 
 Classes that are free of all; channels that moved of those that may; operations that the rearranged
-graph has more than the original, data gathers or anything else; the largest difference of a float output,
+graph has more than the original, gathers or others; the largest difference of a float output,
 relative to the largest output, under onnxruntime; and how many elements of the integer outputs
 differ on the same grids, under onnxruntime and under the numpy reference (the latter on a few
 samples). ``--groups`` prints the classes, too. Exits with 8 when an operation is left over, a float

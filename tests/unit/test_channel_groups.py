@@ -115,6 +115,38 @@ def test_a_depthwise_convolution_of_the_input_is_pinned() -> None:
     assert reasons(graph) == "%x is an input"
 
 
+def test_flattening_keeps_the_lanes_of_a_depthwise_multiplier_apart() -> None:
+    n = Net()
+    flat = n.op("f", "reshape", n.conv("y", n.a, 8, groups=4), shape=(BATCH, 128))
+    groups = channel_groups(n.graph(n.dense("d", flat, 2)))
+    assert [len(c.channels) for c in groups.free] == [4, 2]
+    assert sorted(groups.labels["f"].lanes[groups.labels["f"].channels == 2]) == list(range(32))
+
+
+def test_channels_that_a_slice_cuts_unevenly_part() -> None:
+    n = Net()
+    twice = n.op("k", "concat", n.a, n.op("r", "clip", n.a, lo=0.0), axis=1)
+    groups = channel_groups(n.graph(n.conv("y", n.op("s", "slice", twice, axis=1, start=0, stop=6, step=1), 1)))
+    assert [len(c.channels) for c in groups.free] == [2, 2]
+
+
+def test_groups_are_kept_lane_by_lane() -> None:
+    n = Net()
+    twice = n.op("k", "concat", n.a, n.op("r", "clip", n.a, lo=0.0), axis=1)
+    mixed = n.op("g", "gather", twice, axis=1, indices=(0, 1, 6, 7, 4, 5, 2, 3))
+    groups = channel_groups(n.graph(n.conv("y", mixed, 2, groups=2)))
+    assert [len(c.channels) for c in groups.free] == [2, 2]
+
+
+def test_a_concatenation_gives_rows_a_fixed_place() -> None:
+    n = Net()
+    rows = n.op("t", "transpose", n.conv("z", n.a, 1), perm=(0, 2, 1, 3))
+    joined = n.op("k", "concat", n.op("m", "reduce_max", n.b, axes=(2,), keepdims=True), rows, axis=1)
+    graph = n.graph(n.conv("y", joined, 2))
+    assert free(graph) == {"a": 4, "b": 4, "m": 4, "k": 4, "y": 2}
+    assert "the order of %t is fixed" in reasons(graph)
+
+
 def test_flattening_takes_pixels_along() -> None:
     n = Net()
     for name, perm in (("first", (0, 1, 2, 3)), ("last", (0, 2, 3, 1))):
@@ -200,6 +232,11 @@ def _fixed_order(n: Net) -> Value:
     return n.op("y", "add", n.a, n.op("t", "transpose", n.b, perm=(0, 2, 1, 3)))
 
 
+def _crossed_rows(n: Net) -> Value:
+    row = n.op("r", "reduce_max", n.b, axes=(2,), keepdims=True)
+    return n.op("y", "add", n.a, n.op("t", "transpose", row, perm=(0, 2, 1, 3)))
+
+
 def _unlabelled(n: Net) -> Value:
     row = n.op("row", "reduce_mean", n.b, axes=(1,), keepdims=False)
     return n.op("y", "mul", n.a, n.op("r", "reshape", row, shape=(BATCH, 4, 4, 1)))
@@ -248,6 +285,7 @@ def _per_channel_grid(n: Net) -> Value:
         (_grouped_mean, "reduce_mean %y reduces it in groups"),
         (_grouped_softmax, "softmax %y normalizes it in groups"),
         (_fixed_order, "add %y combines it with %t, which has another order"),
+        (_crossed_rows, "add %y combines it with %t, which has another order"),
         (_unlabelled, "mul %y combines it with %r, which has another order"),
         (_unknown, "batch_norm %y reads it in a way that is not understood"),
         (_varying_weights, "dense %y has weights that vary"),

@@ -130,6 +130,8 @@ def _shuffle(s: Sketch) -> None:
     half = x.type.shape[1] // 2
     if x.type.shape[1] == 2 * half:
         y = s.put("reshape", x, shape=(BATCH, 2, half, 4, 4))
+        if not s.tables:
+            y = s.put("mul", y, s.constant(*((1, half), (2, half))[s.pick(0, 1)], 1, 1))
         s.put("reshape", s.put("transpose", y, perm=(0, 2, 1, 3, 4)), shape=x.type.shape)
 
 
@@ -159,6 +161,8 @@ def _across(s: Sketch) -> None:
 def _last(s: Sketch) -> None:
     """Dense over the channels, in the layout that has them last."""
     x = s.put("transpose", s.map(), perm=NHWC)
+    if s.pick(0, 1) and not s.tables:
+        x = s.put("map", x, s.constant(x.type.shape[3]), fn="mul(x, p0)")
     y = s.put("dense", x, s.constant(4, x.type.shape[3]), s.constant(4))
     s.put("transpose", y, perm=NCHW)
 
