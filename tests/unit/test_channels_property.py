@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qcc.frontend.export import export_onnx
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Value
 from qcc.ir.text import render
@@ -19,6 +20,7 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
 from qcc.verify.interp import evaluate
+from qcc.verify.ort import OrtModel
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_groups import ChannelGroups, channel_groups
 from qcc_passes.channel_orders import reordered
@@ -248,7 +250,8 @@ def test_integers_keep_every_bit(graph: Graph, seed: int) -> None:
     (x,) = plain.inputs
     assert x.type.quant is not None
     codes = {"x": x.type.quant.quantize(samples(seed + 1)["x"])}
-    wanted, got = evaluate(plain, codes), evaluate(moved, codes)
+    wanted, got, judge = evaluate(plain, codes), evaluate(moved, codes), OrtModel(export_onnx(moved)).run(codes)
     for v in plain.outputs:
         assert wanted[v.name].dtype == got[v.name].dtype
         np.testing.assert_array_equal(got[v.name], wanted[v.name])
+        np.testing.assert_array_equal(judge[v.name], wanted[v.name])
