@@ -1,13 +1,15 @@
 # ruff: noqa: T201 - a measurement prints
 """What rearranging channels does to the real models: one row per model.
 
-    python tests/bench/rearrange.py [--by weights] [--samples N] [--groups] [MODEL ...]
+    python tests/bench/rearrange.py [--by weights] [--samples N] [--groups] [--target cpu] [MODEL ...]
 
 Classes that are free of all; channels that moved of those that may; operations that the rearranged
 graph has more than the original, gathers or others; the largest difference of a float output,
 relative to the largest output, under onnxruntime; and how many elements of the integer outputs
 differ on the same grids, under onnxruntime and under the numpy reference (the latter on a few
-samples). ``--groups`` prints the classes, too. Exits with 8 when an operation is left over, a float
+samples). ``--target`` builds both integer graphs for that target, and adds a line: elements that
+differ there, and the latency of a single sample after by that before (the least of interleaved
+calls). ``--groups`` prints the classes, too. Exits with 8 when an operation is left over, a float
 differs by more than 1e-5, or an integer at all.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +34,8 @@ from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
-from qcc.passmgr.plugins import make_pass
+from qcc.passmgr.plugins import make_pass, make_target
+from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
 from qcc_passes.channel_groups import channel_groups
@@ -46,6 +50,7 @@ HEAD = (
 CALIBRATION = 64
 REFERENCE = 4
 """Samples: to calibrate on, and for the numpy reference."""
+CALLS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,24 @@ def differing(before: Outputs, after: Outputs) -> tuple[int, int]:
     return sum(size for size, _ in counts), sum(count for _, count in counts)
 
 
-def judge(subject_: Subject, by: str, samples: int, show: bool) -> bool:
+def compiled(case: Case, name: str, codes: NDArray[Any], target: str) -> int:
+    """Print what the libraries built for ``target`` give and take; how many elements differ."""
+    chosen = make_target(target)
+    with trial_session(case.integers[0], chosen) as before, trial_session(case.integers[1], chosen) as after:
+        sessions = (before, after)
+        found = differing(*(dict(s.run({name: codes}, raw=True)) for s in sessions))
+        least = [float("inf")] * 2
+        for _ in range(CALLS):
+            for i, session in enumerate(sessions):
+                start = time.perf_counter()
+                session.run({name: codes[:1]}, raw=True)
+                least[i] = min(least[i], time.perf_counter() - start)
+    ratio = f"latency {1e3 * least[0]:.3f} ms before, times {least[1] / least[0]:.3f} after"
+    print(f"  {target}: {found[1]} of {found[0]} elements differ, {ratio}", flush=True)
+    return found[1]
+
+
+def judge(subject_: Subject, by: str, samples: int, show: bool, target: str | None) -> bool:
     """Print the row of a model; whether it is as it should be."""
     case = prepare(subject_, by, show)
     groups = channel_groups(case.floats[0])
@@ -120,7 +142,8 @@ def judge(subject_: Subject, by: str, samples: int, show: bool) -> bool:
         f"{case.moved:6} {extra:9} {difference:10.1e} {fast[0]:9} {fast[1]:7} {slow[0]:8} {slow[1]:7}",
         flush=True,
     )
-    return extra == 0 and difference <= 1e-5 and fast[1] == slow[1] == 0
+    wrong = fast[1] + slow[1] + (compiled(case, subject_.input, codes, target) if target else 0)
+    return extra == 0 and difference <= 1e-5 and wrong == 0
 
 
 def main() -> None:
@@ -129,9 +152,11 @@ def main() -> None:
     parser.add_argument("--by", default="weights", help="as of rearrange-channels")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--groups", action="store_true", help="print the classes")
+    parser.add_argument("--target", help="build for it, too: cpu, c")
     chosen = parser.parse_args()
     print(HEAD, flush=True)
-    fine = [judge(subject(name), chosen.by, chosen.samples, chosen.groups) for name in chosen.models or SUBJECTS]
+    options = (chosen.by, chosen.samples, chosen.groups, chosen.target)
+    fine = [judge(subject(name), *options) for name in chosen.models or SUBJECTS]
     if not all(fine):
         sys.exit(8)
 
