@@ -17,6 +17,7 @@ from qcc.ir.graph import Attr, Graph, Op, Stage, Value, fresh_name, live, op
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
+from qcc.verify.layers import EQUALIZED
 from qcc.verify.ort import OrtModel
 from qcc_passes.canonical.affine import relinear, weights
 from qcc_passes.canonical.engine import Scope
@@ -30,11 +31,13 @@ _BATCH: Final = 16
 class Edge:
     """``producer``'s result, which nothing but convolutions reads, through max pools and concatenations at most.
 
-    ``readers`` are these, each with the first of its input channels that the producer makes.
+    ``readers`` are these, each with the first of its input channels that the producer makes; ``ways`` are
+    the results of what lies between.
     """
 
     producer: Op
     readers: tuple[tuple[Op, int], ...]
+    ways: tuple[Value, ...] = ()
 
     @property
     def value(self) -> Value:
@@ -98,24 +101,27 @@ def find_edges(graph: Graph, scope: Scope) -> list[Edge]:
     """The activations of a FLOAT ``graph`` that can be equalized, in order."""
     edges: list[Edge] = []
     for o in graph.ops:
-        readers = _readers(o.result, scope) if o.kind == "conv2d" else None
-        if not readers:
+        found = _readers(o.result, scope) if o.kind == "conv2d" else None
+        if not found:
             continue
         if len(o.operands) == 4 or weights(o, scope) is None:
             scope.keep(o, "not equalized: it adds a residual, or its weights vary")
         elif o.float_attr("lo", 0.0) != 0 or o.float_attr("hi", 1.0) <= 0:
             scope.keep(o, "not equalized: its clamp does not begin at zero")
         else:
-            edges.append(Edge(o, readers))
+            edges.append(Edge(o, *found))
     return edges
 
 
-def _readers(value: Value, scope: Scope) -> tuple[tuple[Op, int], ...] | None:
-    """The convolutions that read ``value`` and its first channel there; None where anything else does."""
+def _readers(value: Value, scope: Scope) -> tuple[tuple[tuple[Op, int], ...], tuple[Value, ...]] | None:
+    """The convolutions that read ``value``, with its first channel there, and the values between; None for others."""
     found: list[tuple[Op, int]] = []
+    between: list[Value] = []
     ways = [(value, 0)]
     while ways:
         seen, offset = ways.pop()
+        if seen != value:
+            between.append(seen)
         users = scope.users(seen)
         if scope.is_output(seen) or not users:
             return None
@@ -131,7 +137,7 @@ def _readers(value: Value, scope: Scope) -> tuple[tuple[Op, int], ...] | None:
                 ways.append((o.result, offset + sum(v.type.shape[1] for v in o.operands[: places[0]])))
             else:
                 return None
-    return tuple(found)
+    return tuple(found), tuple(between)
 
 
 def is_depthwise(o: Op) -> bool:
@@ -222,7 +228,22 @@ def _scaled(graph: Graph, edges: Sequence[Edge], scales: Mapping[str, Array], id
             w, b = w * after.reshape(-1, 1, 1, 1), b * after
         attrs = {k: a for k, a in o.attrs.items() if k != "hi" or o.result.name not in idle}
         ops += relinear(op(o.kind, o.operands, o.results, **attrs), o.result, w, b, scope)
-    return replace(graph, ops=live(ops, graph.outputs))
+    return _renamed(replace(graph, ops=live(ops, graph.outputs)), edges)
+
+
+def _renamed(graph: Graph, edges: Sequence[Edge]) -> Graph:
+    """``graph`` in which values that are no longer the model's do not bear its names."""
+    taken = {v.name for v in graph.inputs} | {o.result.name for o in graph.ops}
+    names: dict[str, str] = {}
+    for v in dict.fromkeys(v for e in edges for v in (e.value, *e.ways)):
+        names[v.name] = fresh_name(v.name + EQUALIZED, taken)
+        taken.add(names[v.name])
+
+    def renamed(values: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(replace(v, name=names.get(v.name, v.name)) for v in values)
+
+    ops = tuple(replace(o, operands=renamed(o.operands), results=renamed(o.results)) for o in graph.ops)
+    return replace(graph, ops=ops)
 
 
 def _column(factors: Array) -> Array:

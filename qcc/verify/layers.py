@@ -16,6 +16,9 @@ from qcc.verify.interp import evaluate, evaluate_op
 
 Array = NDArray[Any]
 
+EQUALIZED: Final = ".equalized"
+"""Ends the names of values that are those of the model with their channels scaled."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
@@ -61,7 +64,8 @@ class LayerTable:
     """Accumulates the table over batches of data.
 
     ``integer`` is at stage INTEGER, ``real`` at FLOAT or QUANTIZED (its grids are then left out, so
-    that it computes in reals). Values count as the same when name and shape agree.
+    that it computes in reals). Values count as the same when name and shape agree, but for ``EQUALIZED``
+    at the end of the integer one's: its channels are scaled back first, by factors fitted to the first batch.
     """
 
     def __init__(self, integer: Graph, real: Graph) -> None:
@@ -72,6 +76,7 @@ class LayerTable:
         self._arrays = constants(self._real)
         codes = {v.name: v for v in (*integer.inputs, *(o.result for o in integer.ops if o.kind != "constant"))}
         self._codes: Mapping[str, Value] = codes
+        self._gains: dict[str, Array] = {}
         self._rows = {v.name: _Row(None) for v in self._real.inputs if self._matches(v)}
         for o in self._real.ops:
             if o.kind != "constant" and self._matches(o.result):
@@ -82,8 +87,8 @@ class LayerTable:
         """Measure one batch: the real graph on ``reals``, the integer graph on ``codes``."""
         names = list(self._rows)
         wanted = evaluate(self._real, self._real_inputs(reals, codes), keep=names)
-        raw = evaluate(self._integer, codes, keep=names)
-        got = {name: _dequantized(self._codes[name], raw[name]) for name in names}
+        raw = evaluate(self._integer, codes, keep=[self._twin(name) for name in names])
+        got = {name: self._scaled_back(name, raw[self._twin(name)], wanted[name]) for name in names}
         for name, row in self._rows.items():
             row.whole.add(wanted[name], got[name])
             if row.op is not None and row.local is not None:
@@ -101,8 +106,26 @@ class LayerTable:
         loss = min(before) - row.whole.db if before and np.isfinite(min(before)) else None
         return LayerRow(name, row.op.kind, row.whole.db, None if row.local is None else row.local.db, loss)
 
+    def _twin(self, name: str) -> str:
+        """What the integer graph calls the real value ``name``, where it has it."""
+        return name if name in self._codes else name + EQUALIZED
+
+    def _scaled_back(self, name: str, codes: Array, wanted: Array) -> Array:
+        """The reals of ``codes``, on the scale of the real graph."""
+        twin = self._twin(name)
+        reals = _dequantized(self._codes[twin], codes)
+        if twin == name:
+            return reals
+        if name not in self._gains:
+            axes = tuple(a for a in range(reals.ndim) if a != 1)
+            energy = np.square(reals, dtype=np.float64).sum(axis=axes, keepdims=True)
+            fit = (reals.astype(np.float64) * wanted).sum(axis=axes, keepdims=True)
+            self._gains[name] = np.where(energy > 0, fit / np.where(energy > 0, energy, 1), 1).astype(np.float32)
+        scaled: Array = reals * self._gains[name]
+        return scaled
+
     def _matches(self, v: Value) -> bool:
-        twin = self._codes.get(v.name)
+        twin = self._codes.get(self._twin(v.name))
         return v.type.dtype == "f32" and twin is not None and twin.type.shape == v.type.shape
 
     def _real_inputs(self, reals: Mapping[str, Array], codes: Mapping[str, Array]) -> dict[str, Array]:
