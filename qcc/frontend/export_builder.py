@@ -33,6 +33,9 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants = constants(graph)
         self._reach = {name: c.reach for name, c in certificates(graph).items()} if graph.stage is Stage.INTEGER else {}
+        self._pads = {
+            o.result.name: o.ints_attr("pads") for o in graph.ops if o.kind == "pad" and o.result.type.rank == 4
+        }
         self._taken = {v.name for v in graph.inputs} | {o.result.name for o in graph.ops}
         self._initializers: dict[str, Array] = {}
         self._pooled: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -83,6 +86,11 @@ class Builder:
         if value.name not in self.constants:
             raise UnsupportedError((f"{o}: ONNX needs %{value.name} to be a constant; it is computed",))
         return self.constants[value.name]
+
+    def padding(self, value: Value) -> tuple[int, int, int, int]:
+        """By how much a ``pad`` extends the maps of ``value``: top, left, bottom, right; zeros for what none made."""
+        pads = self._pads.get(value.name, (0,) * 8)
+        return pads[2], pads[3], pads[6], pads[7]
 
     def reach(self, o: Op) -> int:
         """The magnitude that no partial sum of an integer epilogue exceeds."""

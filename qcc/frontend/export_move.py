@@ -77,7 +77,9 @@ def taps(b: Builder, o: Op, x: str, fill: float) -> list[str]:
 def _max_pool2d(b: Builder, o: Op, xs: Sequence[str]) -> str:
     dtype = b.carrier(o.operands[0].type)
     pads = o.ints_attr("pads")
-    if dtype.name in ("float32", "int8", "uint8") and pads_fit(o, pads):
+    # onnxruntime fuses a Pad into the pooling behind it, and then refuses what no longer fits.
+    fused = [own + before for own, before in zip(pads, b.padding(o.operands[0]), strict=True)]
+    if dtype.name in ("float32", "int8", "uint8") and pads_fit(o, fused):
         return b.node("MaxPool", xs, o.result.name, **window_attrs(o, pads))
     return b.node("Max", taps(b, o, xs[0], lowest(o.result.type.numpy)), o.result.name)
 

@@ -184,3 +184,16 @@ def test_bad_requests_are_named() -> None:
     table = b.input("table", (256,), "u8")
     with pytest.raises(UnsupportedError, match="%table to be a constant"):
         export_onnx(b.graph([b.op("ilookup", [x, table], name="y", dtype="u8")]))
+
+
+def test_padding_that_onnxruntime_would_fuse_into_a_pooling_too_small_for_it() -> None:
+    text = """graph @m integer(%x: Nx1x1x1xu8 qu8<1*2^-4:0>) {
+  %p: Nx1x2x2xu8 qu8<1*2^-4:0> = pad(%x) {"pads": [0, 0, 1, 1, 0, 0, 0, 0], "values": [0]}
+  %y: Nx1x1x2xu8 qu8<1*2^-4:0> = max_pool2d(%p) {"dilations": [1, 2], "kernel": [4, 1], "pads": [2, 0, 2, 0], "strides": [3, 1]}
+  return %y
+}
+"""  # noqa: E501 - a graph's text
+    graph = parse(text)
+    codes = {"x": np.array([3, 250], np.uint8).reshape(2, 1, 1, 1)}
+    found = OrtModel(export_onnx(graph)).run(codes)["y"]
+    assert np.array_equal(found, evaluate(graph, codes)["y"])
