@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from qcc.errors import ConfigError
-from qcc.validation import Strict, explain
+from qcc.validation import Strict, read_document
 
 REPORT: Final = "search.json"
 """The file in a search's folder that holds its ``SearchReport``."""
@@ -63,13 +62,7 @@ class SearchReport(Strict):
 
 def read_search(folder: Path) -> SearchReport:
     """The report in ``folder``. Raises ConfigError."""
-    path = folder / REPORT
-    try:
-        return SearchReport.model_validate_json(path.read_bytes())
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from e
-    except ValidationError as e:
-        raise ConfigError(f"{path}: {explain(e)}") from e
+    return read_document(SearchReport, folder / REPORT)
 
 
 def with_front(points: tuple[Point, ...]) -> tuple[Point, ...]:

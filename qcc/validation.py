@@ -1,6 +1,13 @@
 """What every validated value from outside (config, manifest, options) shares: strictness and one-line errors."""
 
+from pathlib import Path
+from typing import TypeVar
+
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qcc.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -13,3 +20,13 @@ def explain(error: ValidationError) -> str:
     """A validation error in one line: ``field: reason; …``."""
     rows = (f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}" for e in error.errors())
     return "; ".join(rows)
+
+
+def read_document(kind: type[T], path: Path, longest: int | None = None) -> T:
+    """The value of ``kind`` in a JSON file. Raises ConfigError, its reason cut at ``longest`` characters."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from e
+    except ValidationError as e:
+        raise ConfigError(f"{path}: {explain(e)[:longest]}") from e

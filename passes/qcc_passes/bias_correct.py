@@ -16,7 +16,7 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc_passes.facts import BiasCorrections
 from qcc_passes.layers import layers
-from qcc_passes.samples import affordable, elements, parts
+from qcc_passes.samples import affordable, elements, parts, samples_in
 from qcc_passes.sweep import Step, Sweep
 
 Array = NDArray[Any]
@@ -70,7 +70,7 @@ class BiasCorrect(Pass):
             accepted.append(name)
             return [constant(step.op.operands[2].name, biases[name] + shift.astype(np.float32))]
 
-        if sum(len(next(iter(run.values()))) for run in runs) > 1:
+        if sum(map(samples_in, runs)) > 1:
             graph = Sweep(graph, runs, ctx.threads).run(revise)
         refused = tuple(n for n in names if n not in accepted)
         ctx.log.info("%s: %d layers corrected, %d left as they were", self.name, len(accepted), len(refused))

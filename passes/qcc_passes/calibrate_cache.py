@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from qcc.ir.graph import Graph
 from qcc.ir.text import render
 from qcc.passmgr.facts import CalibrationData
+from qcc_passes.array_files import write_arrays
 from qcc_passes.calibrate_stream import Observations
 from qcc_passes.histogram import Histogram
 
@@ -47,18 +46,11 @@ def data_digest(data: CalibrationData) -> str:
 
 def store(path: Path, seen: Observations) -> None:
     """Write ``seen`` at once: another reader finds the whole file or none. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     heads = [{name: _head(h) for name, h in table.items()} for table in (seen.histograms, seen.weighted)]
     arrays: dict[str, NDArray[Any]] = {"head": np.frombuffer(json.dumps([seen.images, heads]).encode(), np.uint8)}
     for kind, table in zip(_KINDS, (seen.histograms, seen.weighted), strict=True):
         arrays |= {f"{kind}:{name}": h.counts for name, h in table.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_arrays(path, arrays)
 
 
 def restore(path: Path) -> Observations | None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Op, Value
-from qcc.ir.types import BATCH
+from qcc_passes.samples import fixed_batch
 
 LAYERS: Final = frozenset({"conv2d", "dense"})
 """Operations with weights and a bias."""
@@ -118,9 +118,8 @@ def sampling_step(shape: Sequence[int], samples: int) -> int:
 
 def batch_size(graph: Graph, budget: int = 32 << 20) -> int:
     """Images per run: the graph's own batch, or as many as keep the largest activation within ``budget`` bytes."""
-    fixed = [v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH]
-    if fixed:
-        return fixed[0]
+    if (fixed := fixed_batch(graph)) is not None:
+        return fixed
     values = (o.result.type.shape for o in graph.ops if o.kind != "constant")
     largest = max((4 * math.prod(abs(d) for d in shape) for shape in values), default=1)
     return min(max(1, budget // largest), 64)

@@ -18,6 +18,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc.verify.ort import OrtModel
 from qcc_passes.calibrate_probe import Probe, batch_size, probe
 from qcc_passes.histogram import Histogram
+from qcc_passes.samples import fixed_batch
 
 Array = NDArray[Any]
 
@@ -47,18 +48,15 @@ def observe(graph: Graph, images: int, ctx: PassContext) -> Observations:
     model = OrtModel(export_onnx(probed.graph), threads=ctx.threads)
     collector = _Collector(probed)
     size = batch_size(graph)
-    if _fixed(graph) and images < size:
+    fixed = fixed_batch(graph) is not None
+    if fixed and images < size:
         raise PassError(f"the model takes {size} samples at once, but only {images} are there to calibrate on")
-    whole = images - images % size if _fixed(graph) else images
+    whole = images - images % size if fixed else images
     for batch in data.batches(size, whole):
         feeds = {v.name: np.ascontiguousarray(batch[v.name], v.type.numpy) for v in graph.inputs}
         collector.add(model.run(feeds))
         ctx.progress("calibrate", collector.images, whole)
     return collector.finish()
-
-
-def _fixed(graph: Graph) -> bool:
-    return any(v.type.shape and v.type.shape[0] > 0 for v in graph.inputs)
 
 
 class _Collector:

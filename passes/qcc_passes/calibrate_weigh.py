@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from qcc.frontend.export import export_onnx
 from qcc.ir.graph import Graph, Value
-from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.ort import OrtModel
 from qcc_passes.backward import Backward
 from qcc_passes.calibrate_probe import sampling_step
 from qcc_passes.histogram import Histogram
+from qcc_passes.samples import elements, fixed_batch
 
 Array = NDArray[Any]
 
@@ -89,12 +89,11 @@ def _batches(graph: Graph, data: CalibrationData, images: int) -> tuple[int, NDA
     At least ``images``, and all that fit into the first batch: where tensors are small, few samples
     would hold too few elements to find their range by.
     """
-    fixed = [v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH]
-    bytes_per_sample = sum(4 * math.prod(map(abs, o.result.type.shape)) for o in graph.ops if o.kind != "constant")
-    size = fixed[0] if fixed else max(1, _BUDGET // max(bytes_per_sample, 1))
+    fixed = fixed_batch(graph)
+    size = fixed or max(1, _BUDGET // max(4 * elements(graph), 1))
     count = min(max(images, size), data.samples)
-    if fixed:
-        count -= count % fixed[0]
+    if fixed is not None:
+        count -= count % fixed
     return size, np.linspace(0, data.samples - 1, count).astype(np.int64)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ from qcc.ir.graph import Graph
 from qcc.ir.text import render
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
+from qcc_passes.array_files import write_arrays
 from qcc_passes.calibrate_cache import data_digest
 
 Array = NDArray[Any]
@@ -77,17 +76,10 @@ class Checkpoint:
         """Write all at once: a reader finds the whole file or none."""
         if self._path is None:
             return
-        temporary = None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **{**sums, _DONE: np.array(done)})  # type: ignore[arg-type]
-            Path(temporary).replace(self._path)
+            write_arrays(self._path, {**sums, _DONE: np.array(done)})
         except OSError as e:
             self._ctx.log.warning("%s could not be kept: %s", self._path.name, e)
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
 
     def _restore(self) -> dict[str, Array]:
         if self._path is None:

@@ -21,6 +21,7 @@ from qcc.verify.layers import EQUALIZED
 from qcc.verify.ort import OrtModel
 from qcc_passes.canonical.affine import relinear, weights
 from qcc_passes.canonical.engine import Scope
+from qcc_passes.samples import fixed_batch, samples_in
 
 Array = NDArray[np.float64]
 
@@ -151,12 +152,12 @@ def channel_extremes(
     """Lowest and highest value [C] of each edge on the first ``samples`` samples, by value name."""
     probe = _probe(graph, edges)
     model = OrtModel(export_onnx(probe))
-    fixed = [v.type.shape[0] for v in graph.inputs if v.type.shape[0] > 0]
-    size = fixed[0] if fixed else _BATCH
+    fixed = fixed_batch(graph)
+    size = fixed or _BATCH
     lows: list[list[NDArray[Any]]] = []
     highs: list[list[NDArray[Any]]] = []
     for batch in data.batches(size, max(samples, size)):
-        if len(next(iter(batch.values()))) < size and fixed:
+        if samples_in(batch) < size and fixed is not None:
             break
         feeds = {v.name: np.ascontiguousarray(batch[v.name], v.type.numpy) for v in graph.inputs}
         seen = model.run(feeds)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from qcc.errors import ConfigError, PassError
 from qcc.ir.graph import Graph, live, producers
-from qcc.ir.types import BATCH
 from qcc.passmgr.facts import CalibrationData
 from qcc_passes.layers import Layer, layers
+from qcc_passes.samples import fixed_batch
 
 Array = NDArray[Any]
 
@@ -47,10 +47,9 @@ class Head:
 
         Raises ConfigError where the data do not fill one such batch.
         """
-        fixed = [v.type.shape[0] for v in self.graph.inputs if v.type.shape and v.type.shape[0] != BATCH]
         count = min(limit, data.samples)
-        if fixed:
-            size = fixed[0]
+        if (fixed := fixed_batch(self.graph)) is not None:
+            size = fixed
             count -= count % size
             if count == 0:
                 raise ConfigError(
@@ -59,11 +58,6 @@ class Head:
         types = {v.name: v.type.numpy for v in self.graph.inputs}
         parts = data.batches(size, count)
         return [{n: np.ascontiguousarray(part[n], dtype) for n, dtype in types.items()} for part in parts]
-
-
-def samples_in(batch: Mapping[str, Array]) -> int:
-    """How many samples a batch of inputs holds."""
-    return len(next(iter(batch.values())))
 
 
 def head(graph: Graph) -> Head:

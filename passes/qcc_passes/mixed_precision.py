@@ -20,9 +20,10 @@ from qcc.passmgr.plugins import make_pass
 from qcc_passes.assignment import DROP, Assignment, Group, assign, evaluated
 from qcc_passes.costs import LATENCY
 from qcc_passes.facts import BitPlan
-from qcc_passes.head import Head, fitting_part, head, held_out_part, limited, samples_in
+from qcc_passes.head import Head, fitting_part, head, held_out_part, limited
 from qcc_passes.perturbation import Perturbations
 from qcc_passes.refine import refine
+from qcc_passes.samples import samples_in
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
 from qcc_passes.scoring import Score, Scorer, Trial
 

@@ -29,8 +29,9 @@ from qcc.passmgr.facts import CalibrationData
 from qcc_passes.activations import Site, activation_sites, fit
 from qcc_passes.checkpoint import Checkpoint
 from qcc_passes.facts import Ranges
-from qcc_passes.head import Head, fitting_part, head, samples_in
+from qcc_passes.head import Head, fitting_part, head
 from qcc_passes.perturbed import ExactRows, LinearRows
+from qcc_passes.samples import samples_in
 from qcc_passes.sensitivity import label_batches, spread_of
 from qcc_passes.variants import Variants, round_layers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -18,11 +18,12 @@ from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.blas import one_thread
+from qcc.verify.layers import without_grids
 from qcc_passes.layers import LAYER_KINDS, groups_of
 from qcc_passes.moments import Moments, columns, input_moments
 from qcc_passes.rounding import Codes, compensated, round_rows
-from qcc_passes.samples import affordable, elements, fixed_batch, parts
-from qcc_passes.sweep import Step, Sweep, unquantized
+from qcc_passes.samples import affordable, elements, fixed_batch, parts, samples_in
+from qcc_passes.sweep import Step, Sweep
 
 Array = NDArray[Any]
 
@@ -120,12 +121,7 @@ class RoundWeights(Pass):
         ctx: PassContext,
     ) -> Graph:
         """Every layer by itself, on fp32 inputs."""
-        plain = replace(
-            graph,
-            inputs=tuple(v.typed(quant=None) for v in graph.inputs),
-            ops=tuple(map(unquantized, graph.ops)),
-            outputs=tuple(v.typed(quant=None) for v in graph.outputs),
-        )
+        plain = without_grids(graph)
         places = self._places([*fitted, *held])
         fit, judge = (input_moments(plain, chosen, p, places, ctx) for p in (fitted, held))
         arrays = constants(graph)
@@ -165,7 +161,7 @@ class RoundWeights(Pass):
 
     def _places(self, runs: Parts) -> int:
         """Output positions to look at per sample."""
-        return max(1, self.positions // sum(len(next(iter(run.values()))) for run in runs))
+        return max(1, self.positions // sum(map(samples_in, runs)))
 
     def _drifted(self, step: Step, part: int, places: int, ctx: PassContext) -> Moments:
         exact, quantized = (columns(step.op, x, places, ctx.seed + part) for x in step.operand(0, part))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ _ELEMENTS: Final = 1 << 28
 def fixed_batch(graph: Graph) -> int | None:
     """The samples per inference that the graph's shapes demand; None where any batch will do."""
     return next((v.type.shape[0] for v in graph.inputs if v.type.shape and v.type.shape[0] != BATCH), None)
+
+
+def samples_in(batch: Mapping[str, NDArray[Any]]) -> int:
+    """How many samples a batch of inputs holds."""
+    return len(next(iter(batch.values())))
 
 
 def elements(graph: Graph) -> int:

@@ -21,7 +21,8 @@ from qcc.verify.ort import OrtModel
 from qcc_passes.activations import snapped
 from qcc_passes.curvature import output_spread, whitened
 from qcc_passes.facts import BitPlan
-from qcc_passes.head import Head, samples_in, softmax
+from qcc_passes.head import Head, softmax
+from qcc_passes.samples import samples_in
 from qcc_passes.variants import Variant, with_variants
 
 Array = NDArray[Any]

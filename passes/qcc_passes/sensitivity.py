@@ -32,7 +32,8 @@ from qcc_passes.curvature import (
     output_spread,
     probe_gauss_newton,
 )
-from qcc_passes.head import Head, fitting_part, head, samples_in
+from qcc_passes.head import Head, fitting_part, head
+from qcc_passes.samples import samples_in
 
 Array = NDArray[Any]
 Batch = dict[str, Array]

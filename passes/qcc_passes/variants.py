@@ -21,9 +21,10 @@ from qcc.verify.blas import one_thread
 from qcc.verify.ort import OrtModel
 from qcc.verify.windows import Window
 from qcc_passes.checkpoint import Checkpoint
-from qcc_passes.head import Head, samples_in
+from qcc_passes.head import Head
 from qcc_passes.layers import LAYER_KINDS, Layer
 from qcc_passes.rounding import nearest, round_rows, search_scale
+from qcc_passes.samples import samples_in
 
 Array = NDArray[Any]
 Batch = Mapping[str, Array]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qcc.errors import ConfigError
-from qcc.validation import explain
+from qcc.validation import read_document
 
 
 class LayerLatency(BaseModel):
@@ -74,9 +74,4 @@ class LatencyTable(BaseModel):
 
 def read_latencies(path: Path) -> LatencyTable:
     """The table in a JSON file. Raises ConfigError."""
-    try:
-        return LatencyTable.model_validate_json(path.read_bytes())
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from e
-    except ValidationError as e:
-        raise ConfigError(f"{path}: {explain(e)}") from e
+    return read_document(LatencyTable, path)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from qcc.errors import ConfigError, TargetError
+from qcc.errors import TargetError
 from qcc.passmgr.context import Progress
 from qcc.passmgr.target import Tuned
-from qcc.validation import Strict, explain
+from qcc.validation import Strict, read_document
 from qcc_targets.cpu.child import Child, Limits
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Site
@@ -50,12 +50,7 @@ class Tuning(Strict):
     @classmethod
     def read(cls, path: Path) -> Tuning:
         """The table in ``path``. Raises ConfigError."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as e:
-            raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from e
-        except ValidationError as e:
-            raise ConfigError(f"{path}: {explain(e)[:300]}") from e
+        return read_document(cls, path, longest=300)
 
     def write(self, path: Path) -> None:
         """Replace ``path`` at once, so that an interruption loses nothing."""

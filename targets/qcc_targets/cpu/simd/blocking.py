@@ -149,8 +149,3 @@ def _fetched(work: Contraction, b: AmxBlocking) -> float:
     rest = work.depth * work.outputs if not b.positions_inside else prod(work.shape) * work.depth / taps
     streamed = passing if rest > L1_BYTES - held else 0.0
     return streamed + (held if held > L1_BYTES else 0.0)
-
-
-def amx_blocking(work: Contraction) -> AmxBlocking:
-    """The blocking that the model finds fastest."""
-    return min(amx_candidates(work), key=lambda b: amx_cycles(work, b))
