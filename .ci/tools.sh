@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Install what the tests of Arm code need, where this user may: cross compilers and an emulator.
+# Install what the tests of Arm code and of hardware need, where this user may: cross compilers, an emulator, a simulator.
 # Without them those tests are skipped, and say so.
 set -euo pipefail
-packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user)
-commands=(aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-arm)
+packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user
+    g++ verilator)
+commands=(aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-arm g++ verilator)
 
 missing=()
 for name in "${commands[@]}"; do command -v "$name" >/dev/null || missing+=("$name"); done
@@ -14,5 +15,5 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "installing ${packages[*]} …" >&2
 if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >/dev/null 2>&1; then
-    echo "apt-get could not install ${packages[*]}: tests of Arm code will be skipped" >&2
+    echo "apt-get could not install ${packages[*]}: tests of Arm code and of hardware will be skipped" >&2
 fi

@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +39,7 @@ def doctor_command(as_json: JsonFlag = False) -> None:
         },
         "packages": {name: _version(name) for name in PACKAGES},
         "tools": {name: shutil.which(name) for name in TOOLS},
+        "programs": _programs(),
         "targets": _check_targets(),
     }
     if as_json:
@@ -67,6 +70,19 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _programs() -> dict[str, list[dict[str, Any]]]:
+    """What targets can use, by target; one that does not load is reported with the targets."""
+    from qcc.discovery import discover
+    from qcc.passmgr.plugins import TARGETS, make_target
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    with suppress(QccError):
+        for name in sorted(discover(TARGETS)):
+            with suppress(QccError, ImportError):
+                found[name] = [asdict(program) for program in make_target(name).programs()]
+    return {name: programs for name, programs in found.items() if programs}
 
 
 def _check_targets() -> dict[str, str]:
@@ -103,4 +119,12 @@ def _print(report: Mapping[str, Any]) -> None:
     typer.echo()
     print_table("", ("tool", "path"), [(n, p or "missing") for n, p in report["tools"].items()])
     typer.echo()
+    rows = [
+        (target, p["name"], p["purpose"], p["path"] or f"missing: {p['install']}")
+        for target, programs in report["programs"].items()
+        for p in programs
+    ]
+    if rows:
+        print_table("", ("target", "program", "what it does", "path"), rows)
+        typer.echo()
     print_table("", ("target", "compiles and runs here"), report["targets"].items())

@@ -21,16 +21,16 @@ def schema_command(
 
     qcc schema --write
     """
-    from qcc.schemas import MODELS, schema_text
+    from qcc.schemas import names, schema_text
 
     if write:
         folder.mkdir(parents=True, exist_ok=True)
-        for known in MODELS:
+        for known in names():
             (folder / f"{known}.json").write_text(schema_text(known), encoding="utf-8")
             typer.echo(str(folder / f"{known}.json"))
     elif name is None:
-        typer.echo("\n".join(MODELS))
-    elif name in MODELS:
+        typer.echo("\n".join(names()))
+    elif name in names():
         typer.echo(schema_text(name), nl=False)
     else:
-        raise ConfigError(f"no schema '{name}'; there are {', '.join(MODELS)}")
+        raise ConfigError(f"no schema '{name}'; there are {', '.join(names())}")

@@ -55,6 +55,17 @@ class Tuned:
     after: float
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that a target can use: where it lies, or None, and how to install it."""
+
+    name: str
+    purpose: str
+    """Continues a sentence: "simulates the hardware"."""
+    install: str
+    path: str | None
+
+
 class Target(BaseModel, ABC):
     """A device: a frozen value whose fields are its options; plug-ins in the group ``qcc.targets``.
 
@@ -81,6 +92,10 @@ class Target(BaseModel, ABC):
         None where the device cannot be measured from here. Raises TargetError, ArtifactError.
         """
         return None
+
+    def programs(self) -> Sequence[Program]:
+        """The programs that this target uses where they are installed, beside what it needs for any build."""
+        return ()
 
     def passes(self) -> Sequence[Pass]:
         """Legalization this target needs, run after every portable pass (INTEGER to INTEGER)."""
