@@ -78,7 +78,7 @@ def solve(
     if status == highspy.HighsModelStatus.kInfeasible:
         return None
     if status != highspy.HighsModelStatus.kOptimal:
-        raise PassError(f"the bit-assignment program was not solved: {solver.modelStatusToString(status)}")
+        raise PassError(f"the zero-one program was not solved: {solver.modelStatusToString(status)}")
     bound = float(solver.getInfo().mip_dual_bound) * (1.0 if planes else scale)
     return _picks(program.sizes, np.array(solver.getSolution().col_value)), bound
 

@@ -82,6 +82,13 @@ def _keywords(root: Path, name: str) -> Subject:
     return Subject(name, _model(root, name), "input", calib, test, data["test_y"])
 
 
+def _digits(root: Path, name: str) -> Subject:
+    """The quickstart's network, which needs no other data."""
+    folder = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
+    calib, test = (np.load(folder / f"{part}.npz") for part in ("calibration", "evaluation"))
+    return Subject(name, folder / "digits.onnx", "image", calib["image"], test["image"], test["labels"])
+
+
 def _imagenet(root: Path, name: str) -> Subject:
     raw = _jpegs(root / "eval" / "imagenet_calib256.npz"), _jpegs(root / "eval" / "imagenet_eval500.npz")
     labels = np.load(root / "eval" / "imagenet_eval500.npz")["labels"]
@@ -119,6 +126,7 @@ SUBJECTS: Final[Mapping[str, Callable[[Path, str], Subject]]] = {
     "resnet20_cifar10": _cifar_resnet,
     "mlperf_tiny_ic_resnet8": _cifar_plain,
     "kws_dscnn": _keywords,
+    "digits": _digits,
     "squeezenet1_1": _imagenet,
     "mobilenet_v2_fc8": _imagenet,
     "ultraface_rfb_320": _faces,
