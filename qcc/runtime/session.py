@@ -16,24 +16,27 @@ from qcc.errors import ConfigError
 from qcc.runtime.backend import ALIGNMENT, make_backend
 
 
-def load(path: str | Path, threads: int = 1, *, isa: str | None = None) -> Session:
+def load(path: str | Path, threads: int = 1, *, isa: str | None = None, device: int | None = None) -> Session:
     """The artifact at ``path``, ready to run on ``threads`` threads.
 
     ``isa`` names the instruction set to use, where the artifact holds several; by default it is the
-    richest that this machine has. Every file's hash is checked before anything native is loaded.
+    richest that this machine has. ``device`` numbers the GPU to use, from 0.
+    Every file's hash is checked before anything native is loaded.
     Raises ArtifactError, PluginError, ConfigError.
     """
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
-    return Session(read_artifact(Path(path)), threads, isa=isa)
+    return Session(read_artifact(Path(path)), threads, isa=isa, device=device)
 
 
 class Session:
     """Runs an artifact; may be shared by threads."""
 
-    def __init__(self, artifact: Artifact, threads: int = 1, *, isa: str | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, threads: int = 1, *, isa: str | None = None, device: int | None = None
+    ) -> None:
         self._artifact = artifact
-        options = {} if isa is None else {"isa": isa}
+        options = {name: value for name, value in (("isa", isa), ("device", device)) if value is not None}
         self._backend = make_backend(artifact.manifest, artifact.files, threads, options)
         self._quantize: Callable[[TensorSpec, NDArray[Any]], NDArray[Any]]
         self._quantize = getattr(self._backend, "quantize", quantize_input)

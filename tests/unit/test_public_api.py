@@ -53,7 +53,7 @@ API = {
 }
 
 PARAMETERS = {
-    "qcc.runtime:load": ["path", "threads", "isa"],
+    "qcc.runtime:load": ["path", "threads", "isa", "device"],
     "qcc.runtime:Session.run": ["self", "inputs", "raw"],
     "qcc.driver:compile_model": ["config", "force", "progress"],
     "qcc.search:search": ["config", "sweep", "folder", "force", "progress"],

@@ -87,8 +87,8 @@ def assemble(lowered: Lowered, isa: Isa, threads: int = 1, padding: Padding = RO
     """Select kernels, plan memory, and write the functions; ``threads`` may share one call. Raises TargetError."""
     steps = [_Divided(step, pieces(step.site, threads), isa) for step in lowered.steps]
     memory = plan(lowered, [step.whole for step in steps], padding)
-    symbols = _Symbols()
-    blob, starts = _blob([kernel.constants for step in steps for kernel in step.kernels], padding)
+    symbols = Symbols()
+    blob, starts = joined([kernel.constants for step in steps for kernel in step.kernels], padding)
     following = iter(starts)
     calls = [
         [
@@ -139,7 +139,7 @@ def _row(call: _Call, kernel: Kernel) -> ReportRow:
     )
 
 
-class _Symbols:
+class Symbols:
     """Names for functions; equal functions get one name."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class _Call:
     scratch: int
 
 
-def _blob(parts: Sequence[bytes], padding: Padding) -> tuple[bytes, list[int]]:
+def joined(parts: Sequence[bytes], padding: Padding) -> tuple[bytes, list[int]]:
     """All constants, each aligned and equal ones once, with slack behind; and where each begins."""
     blob = bytearray()
     known: dict[bytes, int] = {}

@@ -30,7 +30,7 @@ from qcc_targets.cpu.select import GENERIC
 from qcc_targets.cpu.tuning import Tuning, tune
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """``amx,avx2`` as a list."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
@@ -55,7 +55,7 @@ class CpuTarget(Target):
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "tvm"
 
-    isa: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("native",)
+    isa: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = ("native",)
     mcpu: str | None = None
     batch: int = Field(default=1, ge=1, le=4096)
     threads: int = Field(default=1, ge=1, le=64)
@@ -164,12 +164,12 @@ def describe(graph: Graph, levels: Sequence[Level], machine: str, batch: int, th
         levels=tuple(levels),
         threads=threads,
         batch=batch,
-        inputs=tuple(_argument(v, batch) for v in graph.inputs),
-        outputs=tuple(_argument(v, batch) for v in graph.outputs),
+        inputs=tuple(argument(v, batch) for v in graph.inputs),
+        outputs=tuple(argument(v, batch) for v in graph.outputs),
     )
 
 
-def _argument(value: Value, batch: int) -> Argument:
+def argument(value: Value, batch: int) -> Argument:
     shape = value.type.shape
     fields = {
         "name": value.name,

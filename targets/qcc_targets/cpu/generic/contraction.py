@@ -109,7 +109,7 @@ def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label
         if bits is not None:
             unpack = Unpacking(bits, constants["w"], buffer(pointers.scratch, "int8"))
             constants["w"] = unpack.target
-        emitter = _Emitter(site, geometry, plan, columns, constants | tensors, unpack)
+        emitter = _Emitter(site, geometry, plan, columns, constants | tensors, unpack, isa)
         with T.serial(0, geometry.groups) as group:
             first = group * sum(emitter.panel_bytes(block) * block.count for block in blocks)
             for block in blocks:
@@ -162,6 +162,7 @@ class _Emitter:
     columns: int
     buffers: dict[str, Any]
     unpack: Unpacking | None
+    isa: Isa
 
     def panel_bytes(self, block: Block) -> int:
         """What the weights of one block of channels take (elements, where they are not packed)."""
@@ -196,7 +197,7 @@ class _Emitter:
     def _tile(self, panel: _Panel, index: Index, columns: int) -> None:
         g, b = self.geometry, self.buffers
         block, channel = panel.block, panel.channel
-        acc = [local(block.outputs, "int32") for _ in range(columns)]
+        acc = [local(block.outputs, "int32", self.isa) for _ in range(columns)]
         tile = [(p, first, width) for p in range(columns) for first, width in block.pieces]
 
         def start(p: int, i: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import View
 
 Index = tuple[Any, ...]
+
+THREADS: Final = "threads"
+"""The feature of an instruction set whose threads have memory of their own: a GPU's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,12 @@ def vector(width: int, body: Callable[[Any], None], first: Any = 0) -> None:
             body(first + lane)
 
 
-def local(size: int, dtype: str) -> Any:
-    """Accumulators on the stack, which LLVM moves to registers where their indices are constant.
+def local(size: int, dtype: str, isa: Isa) -> Any:
+    """Accumulators on the stack, which compilers move to registers where their indices are constant.
 
-    TVM's scope ``local`` would go through its workspace allocator instead.
+    On a CPU, TVM's scope ``local`` would go through its workspace allocator instead; threads of a GPU want it.
     """
-    return T.alloc_buffer((size,), dtype, scope="global")
+    return T.alloc_buffer((size,), dtype, scope="local" if THREADS in isa else "global")
 
 
 def lanes_for(isa: Isa, bits: int) -> int:

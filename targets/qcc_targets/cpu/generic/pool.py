@@ -52,7 +52,7 @@ def _windows(
             corner = x.index(n, 0, i * sh, j * sw) + window_start(site)
 
             def block(first: Any, width: int) -> None:
-                acc = local(width, dtype)
+                acc = local(width, dtype, isa)
 
                 def read(i: Any, tap: Index) -> Any:
                     return T.cast(

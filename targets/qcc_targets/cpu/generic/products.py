@@ -53,7 +53,7 @@ def matmul(site: Site, isa: Isa) -> Kernel:
 
         def row(index: Index) -> None:
             def block(first: Any, width: int) -> None:
-                acc = local(width, dtype)
+                acc = local(width, dtype, isa)
                 vector(width, lambda i: T.buffer_store(acc, T.cast(0, dtype), [i]))
                 from_a = a.offset + _dot((*index, 0), strides_a)
                 from_b = b.offset + _dot((*index, first), strides_b)

@@ -72,7 +72,7 @@ def reduce_sum(site: Site, isa: Isa) -> Kernel:
         )
 
         def block(place: Index, width: int, at: Callable[[Any, Index], Any]) -> None:
-            acc = local(width, dtype)
+            acc = local(width, dtype, isa)
             bias = T.cast(-count * site.zero_point(0), dtype)
             vector(width, lambda i: T.buffer_store(acc, bias, [i]))
 
@@ -103,7 +103,7 @@ def reduce_max(site: Site, isa: Isa) -> Kernel:
         target = buffer(pointers.output, y.tvm_dtype, y.alignment)
 
         def block(place: Index, width: int, at: Callable[[Any, Index], Any]) -> None:
-            best = local(width, x.tvm_dtype)
+            best = local(width, x.tvm_dtype, isa)
             vector(width, lambda i: T.buffer_store(best, T.cast(lowest, x.tvm_dtype), [i]))
             loops(
                 plan.inner.dims,
@@ -133,8 +133,8 @@ def argmax(site: Site, isa: Isa) -> Kernel:
         target = buffer(pointers.output, y.tvm_dtype, y.alignment)
 
         def block(place: Index, width: int, at: Callable[[Any, Index], Any]) -> None:
-            best = local(width, x.tvm_dtype)
-            where = local(width, "int32")
+            best = local(width, x.tvm_dtype, isa)
+            where = local(width, "int32", isa)
 
             def start(i: Any) -> None:
                 T.buffer_store(best, source[at(i, (0,))], [i])
@@ -185,14 +185,14 @@ def softmax(site: Site, isa: Isa) -> Kernel:
             def power(i: Any, k: Any) -> Any:
                 return wide(exponentials[best[i] - code(i, k)])
 
-            best, total = local(width, "int32"), local(width, "int64")
+            best, total = local(width, "int32", isa), local(width, "int64", isa)
             vector(width, lambda i: T.buffer_store(best, code(i, 0), [i]))
             with T.serial(0, extent) as k:
                 vector(width, lambda i: T.buffer_store(best, T.max(best[i], code(i, k)), [i]))
             vector(width, lambda i: T.buffer_store(total, T.int64(0), [i]))
             with T.serial(0, extent) as k:
                 vector(width, lambda i: T.buffer_store(total, total[i] + power(i, k), [i]))
-            reciprocal = _reciprocals(total, width)
+            reciprocal = _reciprocals(total, width, isa)
 
             def write(i: Any, k: Any) -> None:
                 result = T.min((power(i, k) * reciprocal[i] + wide(1 << 31)) >> wide(32), wide(255))
@@ -213,9 +213,9 @@ def softmax(site: Site, isa: Isa) -> Kernel:
 _NUMERATOR_BITS: Final = 40
 
 
-def _reciprocals(divisor: Any, width: int) -> Any:
+def _reciprocals(divisor: Any, width: int, isa: Isa) -> Any:
     """2**40 // divisor for every lane, by restoring division, one quotient bit a step."""
-    rest, quotient = local(width, "int64"), local(width, "int64")
+    rest, quotient = local(width, "int64", isa), local(width, "int64", isa)
 
     def step(bit: Any) -> None:
         def shift(i: Any) -> None:

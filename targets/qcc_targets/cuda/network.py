@@ -1,0 +1,72 @@
+"""A whole network: distinct kernels, constants in one blob, memory planned, launches in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tvm import tirx
+
+from qcc.errors import TargetError
+from qcc.ir.graph import Graph
+from qcc.runtime.cuda_program import Address, Launch
+from qcc_targets.cpu.lowering import Lowered, Space, lower
+from qcc_targets.cpu.memory import MemoryPlan, Padding, plan
+from qcc_targets.cpu.network import Symbols, joined
+from qcc_targets.cuda.kernel import CudaKernel, select
+
+PADDING: Final = Padding(align=256, slack=1024)
+"""Blocks of memory begin where the memory's transactions do; tiles of the last rows may reach beyond a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class CudaNetwork:
+    functions: dict[str, tirx.PrimFunc]
+    launches: tuple[Launch, ...]
+    constants: bytes
+    arena: int
+
+
+def assemble(graph: Graph, batch: int) -> CudaNetwork:
+    """Select kernels, plan memory, name the launches. Raises TargetError."""
+    lowered = lower(graph, batch)
+    if large := [s for s in lowered.storages if s.size >= 1 << 31]:
+        raise TargetError(f"a tensor of {large[0].size} elements is beyond 32-bit indices: use a smaller batch")
+    kernels = [select(step.site) for step in lowered.steps]
+    memory = plan(lowered, [k.kernel for k in kernels], PADDING)
+    constants, starts = joined([k.kernel.constants for k in kernels], PADDING)
+    symbols = Symbols()
+    launches = tuple(
+        _launch(lowered, memory, number, kernel, symbols.name(kernel.kernel.func), start)
+        for number, (kernel, start) in enumerate(zip(kernels, starts, strict=True))
+    )
+    return CudaNetwork(symbols.functions, launches, constants, memory.size)
+
+
+def _launch(
+    lowered: Lowered, memory: MemoryPlan, number: int, kernel: CudaKernel, symbol: str, constants: int
+) -> Launch:
+    step = lowered.steps[number]
+    arguments: Sequence[Address] = [
+        *(_address(lowered, memory, storage) for storage in step.inputs),
+        Address(space="constants", offset=constants),
+        _address(lowered, memory, step.output),
+        Address(space="arena", offset=memory.scratch[number]),
+    ]
+    return Launch(
+        kernel=symbol,
+        grid=kernel.grid,
+        block=kernel.block,
+        arguments=tuple(arguments),
+        op=step.site.op.kind,
+        result=step.site.op.result.name,
+        template=kernel.kernel.name,
+    )
+
+
+def _address(lowered: Lowered, memory: MemoryPlan, number: int) -> Address:
+    storage, offset = lowered.storages[number], memory.storages[number]
+    if storage.space is Space.ARENA:
+        return Address(space="arena", offset=offset or 0)
+    return Address(space="input" if storage.space is Space.INPUT else "output", index=storage.index)
