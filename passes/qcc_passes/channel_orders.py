@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcc.errors import PassError
 from qcc.ir.graph import Graph, Op, Value, constant, constants, fresh_name, op, rewrite
+from qcc.ir.layout import Blocks, Widths
 from qcc.ir.types import Quant
 from qcc_passes.channel_groups import ChannelGroups, arriving
 from qcc_passes.channel_labels import Ints, permuted
@@ -73,7 +74,7 @@ class _Reorder:
         if weights is None or bias is None or (rows is None and columns is None):
             return {}
         groups = o.int_attr("groups") if o.kind == "conv2d" else 1
-        found: dict[int, _Content] = {1: (_rewired(weights, rows, columns, groups), _scales(w, rows))}
+        found: dict[int, _Content] = {1: (_rewired(weights, rows, columns, groups), _scales(w, rows, columns))}
         if rows is not None:
             found[2] = (bias[rows], _scales(b, rows))
         return found | self._combined(o, range(3, len(o.operands)))
@@ -110,9 +111,16 @@ def _rewired(w: NDArray[Any], rows: Ints | None, columns: Ints | None, groups: i
     return np.take_along_axis(w, each.reshape(each.shape + (1,) * (w.ndim - 2)), axis=1)
 
 
-def _scales(value: Value, rows: Ints | None) -> Quant | None:
-    """The grid of ``value`` when its rows move: per-channel scales go with them."""
+def _scales(value: Value, rows: Ints | None, columns: Ints | None = None) -> Quant | None:
+    """The grid of ``value`` when its rows move: per-channel scales and widths go with them.
+
+    Blocks whose columns move no longer share exponents: codes stay what they are, on a grid that has them all.
+    """
     grid = value.type.quant
-    if grid is None or grid.axis != 0 or rows is None:
+    if grid is not None and columns is not None and isinstance(grid.layout, Blocks):
+        grid = replace(grid, bits=grid.bits + grid.layout.top(grid.bits), layout=None)
+    if grid is None or rows is None:
         return grid
-    return replace(grid, scale=tuple(grid.scale[int(i)] for i in rows))
+    if isinstance(grid.layout, Widths) and grid.layout.axis == 0:
+        grid = replace(grid, layout=Widths.of(0, grid.layout.per_index()[rows]))
+    return grid if grid.axis != 0 else replace(grid, scale=tuple(grid.scale[int(i)] for i in rows))

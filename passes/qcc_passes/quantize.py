@@ -11,6 +11,7 @@ from pydantic import Field
 
 from qcc.errors import ConfigError
 from qcc.ir.graph import Graph, Stage, constants
+from qcc.ir.layout import Blocks
 from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
@@ -25,6 +26,8 @@ from qcc_passes.quantize_weights import Granularity, WeightRange, weight_quant
 PROBABILITY: Final = Quant(8, False, (Dyadic(1, 8),))
 """The grid of a softmax's result: code / 256."""
 
+_BYTE: Final = 8
+
 _WIDE_STEPS: Final = 20
 """The largest magnitude seen takes 2**19 to 2**20 steps of a 32-bit grid; 2**11 times as much still fits."""
 
@@ -34,6 +37,9 @@ class Quantize(Pass):
 
     Activations are unsigned, with zero point 0 where nothing is negative; values that data movement
     couples share one grid. Weights are symmetric and signed, per output channel or per tensor.
+    With ``weight_block``, as many input channels, at one tap of the kernel, share an exponent of
+    ``exponent_bits`` bits: their codes are mantissas of the weight bits, shifted by it. Weights of 8 bits, and
+    those that read fewer channels than half a block, stay as they are.
     A measured ``BitPlan`` overrides ``weight_bits`` and ``activation_bits`` where it names a value,
     and ``end_bits`` the weights of the first and last layer. Outputs of the graph that nothing else
     reads take a fine 32-bit grid (``wide_outputs``), averages that only dense layers read one of up
@@ -51,6 +57,8 @@ class Quantize(Pass):
     end_bits: int | None = Field(default=8, ge=2, le=8)
     weight_granularity: Granularity = "channel"
     weight_range: WeightRange = "max"
+    weight_block: int | None = Field(default=None, ge=4, le=512)
+    exponent_bits: int = Field(default=2, ge=1, le=3)
     inputs: dict[str, InputGrid] = Field(default_factory=dict)
     exact_inputs: bool = True
     wide_outputs: bool = True
@@ -73,9 +81,15 @@ class Quantize(Pass):
 
         def weight_grid(layer: str, weights: NDArray[Any]) -> Quant:
             bits = widths.get(layer, self.weight_bits)
-            return weight_quant(weights, bits, self.weight_granularity, self.weight_range)
+            return weight_quant(weights, bits, self.weight_granularity, self.weight_range, self._blocks(bits, weights))
 
         return attach(graph, grids, weight_grid)
+
+    def _blocks(self, bits: int, weights: NDArray[Any]) -> Blocks | None:
+        """The blocks that share exponents in weights of ``bits`` bits; None where they would not pay."""
+        if self.weight_block is None or bits == _BYTE or 2 * weights.shape[1] < self.weight_block:
+            return None
+        return Blocks(self.weight_block, self.exponent_bits)
 
     def _check_options(self, graph: Graph, ctx: PassContext) -> None:
         for what, bits, able in (

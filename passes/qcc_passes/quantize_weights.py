@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qcc.ir.layout import Blocks, Widths
 from qcc.ir.types import Dyadic, Quant
 
 Array = NDArray[np.float64]
@@ -20,23 +21,35 @@ _ON_GRID: Final = 1e-4
 """Distance from a grid, in steps, below which weights count as lying on it."""
 
 
-def weight_quant(weights: NDArray[Any], bits: int, granularity: Granularity, search: WeightRange) -> Quant:
+def weight_quant(
+    weights: NDArray[Any],
+    bits: int,
+    granularity: Granularity,
+    search: WeightRange,
+    layout: Blocks | Widths | None = None,
+) -> Quant:
     """The symmetric signed grid of ``weights``, whose axis 0 is the output channel.
 
     ``max`` spans the largest magnitude and ``mse`` clips where the squared error is least. Weights
-    that already lie on a grid of so many bits keep it, and lose nothing.
+    that already lie on a grid of so many bits keep it, and lose nothing. ``layout`` gives blocks exponents,
+    whose largest spans the largest magnitude, or output channels their own widths.
     """
+    if isinstance(layout, Widths):
+        parts = np.split(weights, np.cumsum([n for n, _ in layout.runs])[:-1])
+        each = [weight_quant(p, b, "channel", search) for p, (_, b) in zip(parts, layout.runs, strict=True)]
+        return Quant(bits, True, tuple(s for q in each for s in q.scale), axis=0, layout=layout)
     rows = weights.astype(np.float64).reshape(len(weights), -1)
     groups = rows if granularity == "channel" else rows.reshape(1, -1)
-    qmax = (1 << (bits - 1)) - 1
+    qmax = (1 << (bits - 1)) - 1 << (layout.top(bits) if layout else 0)
     top = np.abs(groups).max(axis=1)
     used = top > 0
     step = np.ones(len(groups))
     if used.any():
-        step[used] = _steps(groups[used], top[used], qmax, search)
+        step[used] = top[used] / qmax if layout else _steps(groups[used], top[used], qmax, search)
         # A channel of zeros takes its step from the others: it must not stretch the range of multipliers.
         step[~used] = np.median(step[used])
-    return Quant(bits, True, tuple(map(Dyadic.of, step)), axis=0 if granularity == "channel" else None)
+    axis = 0 if granularity == "channel" else None
+    return Quant(bits, True, tuple(map(Dyadic.of, step)), axis=axis, layout=layout)
 
 
 def _steps(groups: Array, top: Array, qmax: int, search: WeightRange) -> Array:

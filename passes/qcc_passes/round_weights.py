@@ -13,15 +13,16 @@ from pydantic import Field
 
 from qcc.errors import PassError
 from qcc.ir.graph import Graph, Op, Stage, Value, constant, constants, rewrite
-from qcc.ir.types import Dyadic, Quant
+from qcc.ir.types import Quant
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.blas import one_thread
 from qcc.verify.layers import without_grids
 from qcc_passes.layers import LAYER_KINDS, groups_of
+from qcc_passes.levels import round_on
 from qcc_passes.moments import Moments, columns, input_moments
-from qcc_passes.rounding import Codes, compensated, round_rows
+from qcc_passes.rounding import compensated
 from qcc_passes.samples import affordable, elements, fixed_batch, parts, samples_in
 from qcc_passes.sweep import Step, Sweep
 
@@ -100,7 +101,7 @@ class RoundWeights(Pass):
     def _bits(self, o: Op) -> int | None:
         """The weight bits of a layer that is to be rounded, None for every other operation."""
         quant = o.operands[1].type.quant if o.kind in LAYER_KINDS else None
-        return quant.bits if quant is not None and quant.bits < self.below and quant.axis == 0 else None
+        return quant.bits if quant is not None and quant.bits < self.below and quant.axis in (0, None) else None
 
     def _parts(self, graph: Graph, ctx: PassContext) -> tuple[Parts, Parts]:
         """Samples to fit to, and those that only judge."""
@@ -175,7 +176,7 @@ class RoundWeights(Pass):
         plain = _snapped(weight, weights)
         groups = groups_of(o)
         real, near = (a.astype(np.float64).reshape(groups, len(a) // groups, -1) for a in (weights, plain))
-        best, grid = self._rounded(real, _grid(weight).bits, fit)
+        best, grid = self._rounded(real, _grid(weight), fit, weights.shape)
         energy = judge.energy(real) or 1.0
         before, after = (judge.error(real, approx) / energy for approx in (near, best))
         verdict = Rounded(o.result.name, grid.bits, before, after, after < before)
@@ -184,14 +185,12 @@ class RoundWeights(Pass):
         made = constant(weight.name, best.reshape(weights.shape).astype(np.float32), quant=grid)
         return verdict, (made,) if verdict.accepted else ()
 
-    def _rounded(self, real: Array, bits: int, fit: Moments) -> tuple[Array, Quant]:
+    def _rounded(self, real: Array, grid: Quant, fit: Moments, shape: tuple[int, ...]) -> tuple[Array, Quant]:
         own = fit.own.astype(np.float64) / fit.count
         target = real
         if fit.drift is not None:
             target = compensated(real, own, own + fit.drift.cross.astype(np.float64) / fit.count, self.damping)
-        best = round_rows(target, own, bits, self.damping)
-        best = Codes(best.codes, best.scale.astype(np.float32).astype(np.float64))
-        return best.weights, Quant(bits, True, tuple(map(Dyadic.of, best.scale.reshape(-1))), axis=0)
+        return round_on(target, own, grid, shape, self.damping)
 
 
 def _grid(weight: Value) -> Quant:

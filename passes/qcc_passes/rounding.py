@@ -4,6 +4,7 @@ A layer computes W X for inputs X; its output error is tr((W - s Q) G (W - s Q)^
 matrix G = X X^T / samples. Rows are independent, so everything runs on all rows at once; leading
 axes count problems of their own, such as the groups of a convolution.
 Shapes: weights and codes [..., rows, K], scales [..., rows], G [..., K, K]; all float64, codes integral.
+Which integers a code may be is said by ``Levels``: a width, one per row, or with exponents by block.
 """
 
 from __future__ import annotations
@@ -32,6 +33,34 @@ class Codes:
         return dense
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The integers that codes may be: multiples of ``unit`` from ``low * unit`` to ``high * unit``.
+
+    All three broadcast against codes [..., rows, K]; ``low`` and ``high`` do not vary along K.
+    """
+
+    low: Array
+    high: Array
+    unit: Array
+
+    @classmethod
+    def of(cls, bits: int | Array, unit: Array | None = None) -> Levels:
+        """Signed levels of ``bits`` bits, one width or one per row [..., rows, 1]."""
+        half = np.left_shift(1, np.asarray(bits) - 1).astype(np.float64)
+        return cls(-half, half - 1, np.ones(()) if unit is None else unit)
+
+    def nearest(self, codes: Array) -> Array:
+        """Real ``codes`` [..., rows, K] moved to the nearest level."""
+        found: Array = np.clip(np.rint(codes / self.unit), self.low, self.high) * self.unit
+        return found
+
+    def columns(self, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """``low`` and ``high`` [..., rows], and ``unit`` [..., rows, K], of codes of ``shape``."""
+        low, high = (np.broadcast_to(a, (*shape[:-1], 1))[..., 0] for a in (self.low, self.high))
+        return low, high, np.broadcast_to(self.unit, shape)
+
+
 def damped(gram: Array, share: float) -> Array:
     """G plus ``share`` of its mean diagonal on the diagonal: positive definite even for few samples."""
     mean = diagonal(gram).mean(axis=-1)
@@ -52,48 +81,48 @@ def output_error(weights: Array, approx: Array, gram: Array) -> Array:
     return error
 
 
-def nearest(weights: Array, scale: Array, bits: int) -> Codes:
-    """Round to nearest on the symmetric signed grid of ``bits`` bits."""
-    top = (1 << (bits - 1)) - 1
-    return Codes(np.clip(np.rint(weights / scale[..., None]), -top - 1, top), scale)
+def nearest(weights: Array, scale: Array, levels: Levels) -> Codes:
+    """Round to the nearest level."""
+    return Codes(levels.nearest(weights / scale[..., None]), scale)
 
 
-def search_scale(weights: Array, importance: Array, bits: int, steps: int = 40) -> Array:
+def search_scale(weights: Array, importance: Array, levels: Levels, steps: int = 40) -> Array:
     """The scale of each row that, among clipped ranges, minimises the weighted squared rounding error.
 
     ``importance`` [..., K] weighs the columns: the diagonal of G for the output error, ones for plain MSE.
     """
-    top = (1 << (bits - 1)) - 1
-    full = np.maximum(np.abs(weights).max(axis=-1), 1e-30) / top
+    high, unit = levels.high, levels.unit
+    full = np.maximum((np.abs(weights) / (high * unit)).max(axis=-1), 1e-30)
     best: Array = full.copy()
     least = np.full(full.shape, np.inf)
     for factor in np.linspace(0.3, 1.1, steps):
         scale = full * factor
-        error = (np.square(weights - nearest(weights, scale, bits).weights) * importance[..., None, :]).sum(axis=-1)
+        error = (np.square(weights - nearest(weights, scale, levels).weights) * importance[..., None, :]).sum(axis=-1)
         better = error < least
         best[better], least[better] = scale[better], error[better]
     return best
 
 
-def gptq(weights: Array, scale: Array, gram: Array, bits: int) -> Codes:
+def gptq(weights: Array, scale: Array, gram: Array, levels: Levels) -> Codes:
     """Round column by column, moving each column's error onto the columns still to come.
 
     Columns run in order of falling diagonal (GPTQ, arXiv:2210.17323, with "act order"): with
     U the upper Cholesky factor of G^-1, e = (w_k - q_k) / U_kk and W[:, k:] -= e U[k, k:].
     ``gram`` must be positive definite.
     """
-    top = (1 << (bits - 1)) - 1
+    low, high, units = levels.columns(weights.shape)
     order = np.argsort(-diagonal(gram), axis=-1, kind="stable")
     rows, columns = order[..., None, :], order[..., :, None]
     inverse = np.linalg.inv(np.take_along_axis(np.take_along_axis(gram, columns, -2), rows, -1))
     upper = np.linalg.cholesky((inverse + inverse.swapaxes(-1, -2)) / 2).swapaxes(-1, -2)
-    left = np.take_along_axis(weights, rows, -1)
+    left, units = (np.take_along_axis(a, rows, -1) for a in (weights, units))
     codes = np.zeros_like(left)
     for start in range(0, left.shape[-1], _BLOCK):
         stop = min(start + _BLOCK, left.shape[-1])
         errors = np.zeros((*left.shape[:-1], stop - start))
         for k in range(start, stop):
-            codes[..., k] = np.clip(np.rint(left[..., k] / scale), -top - 1, top)
+            unit = units[..., k]
+            codes[..., k] = np.clip(np.rint(left[..., k] / (scale * unit)), low, high) * unit
             errors[..., k - start] = (left[..., k] - scale * codes[..., k]) / upper[..., None, k, k]
             left[..., k + 1 : stop] -= errors[..., k - start, None] * upper[..., None, k, k + 1 : stop]
         left[..., stop:] -= errors @ upper[..., start:stop, stop:]
@@ -102,13 +131,13 @@ def gptq(weights: Array, scale: Array, gram: Array, bits: int) -> Codes:
     return Codes(natural, scale)
 
 
-def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 4) -> Codes:
-    """Coordinate descent over the integers, refitting the scales after each sweep.
+def descend(weights: Array, start: Codes, gram: Array, levels: Levels, sweeps: int = 4, *, refit: bool = True) -> Codes:
+    """Coordinate descent over the integers, refitting the scales after each sweep, unless they are to stay.
 
     Each coordinate takes its exact optimum given all others, so the output error never rises;
     the scale of a row is its least-squares fit w G q / q G q. Stops when nothing changes.
     """
-    top = (1 << (bits - 1)) - 1
+    low, high, units = levels.columns(weights.shape)
     codes, scale = start.codes.copy(), start.scale.copy()
     curvature = np.maximum(diagonal(gram), 1e-30)[..., None, :]
     for _ in range(sweeps):
@@ -119,15 +148,17 @@ def descend(weights: Array, start: Codes, gram: Array, bits: int, sweeps: int = 
             local, near = gram[..., block, block], pull[..., block]
             moved = np.zeros_like(near)
             for k in range(block.stop - first):
+                unit = units[..., first + k]
                 free = near[..., k] / (scale * curvature[..., first + k]) + codes[..., first + k]
-                step = np.clip(np.rint(free), -top - 1, top) - codes[..., first + k]
+                step = np.clip(np.rint(free / unit), low, high) * unit - codes[..., first + k]
                 if step.any():
                     codes[..., first + k] += step
                     moved[..., k] = step
                     near -= (scale * step)[..., None] * local[..., None, k, :]
                     changed = True
             pull[..., block.stop :] -= (moved * scale[..., None]) @ gram[..., block, block.stop :]
-        scale = _refit(weights, codes, scale, gram)
+        if refit:
+            scale = _refit(weights, codes, scale, gram)
         if not changed:
             break
     return Codes(codes, scale)
@@ -141,14 +172,24 @@ def _refit(weights: Array, codes: Array, scale: Array, gram: Array) -> Array:
     return np.where((energy > 0) & (fit > 0), fit, scale)
 
 
-def round_rows(weights: Array, gram: Array, bits: int, damping: float = 0.01) -> Codes:
+def round_rows(
+    weights: Array,
+    gram: Array,
+    levels: Levels,
+    damping: float = 0.01,
+    scale: Array | None = None,
+    *,
+    refit: bool = True,
+) -> Codes:
     """Scale search, GPTQ and coordinate descent; never worse per row than round to nearest.
 
-    ``gram`` may be singular; ``damping`` is the share of its mean diagonal that is added.
+    ``gram`` may be singular; ``damping`` is the share of its mean diagonal that is added. ``scale`` [..., rows]
+    stands in for the search, and stays as it is without ``refit``.
     """
     steady = damped(gram, damping)
-    plain = nearest(weights, search_scale(weights, diagonal(steady), bits), bits)
-    best = descend(weights, gptq(weights, plain.scale, steady, bits), steady, bits)
+    found = search_scale(weights, diagonal(steady), levels) if scale is None else scale
+    plain = nearest(weights, found, levels)
+    best = descend(weights, gptq(weights, found, steady, levels), steady, levels, refit=refit)
     worse = output_error(weights, best.weights, steady) > output_error(weights, plain.weights, steady)
     codes = np.where(worse[..., None], plain.codes, best.codes)
     return Codes(codes, np.where(worse, plain.scale, best.scale))

@@ -23,7 +23,7 @@ from qcc.verify.windows import Window
 from qcc_passes.checkpoint import Checkpoint
 from qcc_passes.head import Head
 from qcc_passes.layers import LAYER_KINDS, Layer
-from qcc_passes.rounding import nearest, round_rows, search_scale
+from qcc_passes.rounding import Levels, nearest, round_rows, search_scale
 from qcc_passes.samples import samples_in
 
 Array = NDArray[Any]
@@ -96,7 +96,7 @@ def round_layers(
 def round_plainly(weights: Array, bits: int) -> Array:
     """Weights rounded to nearest per output channel, at the scale of least squared error."""
     rows = weights.astype(np.float64).reshape(len(weights), -1)
-    codes = nearest(rows, search_scale(rows, np.ones(rows.shape[1]), bits), bits)
+    codes = nearest(rows, search_scale(rows, np.ones(rows.shape[1]), Levels.of(bits)), Levels.of(bits))
     plain: Array = codes.weights.reshape(weights.shape).astype(np.float32)
     return plain
 
@@ -148,6 +148,6 @@ def _columns(o: Op, x: Array) -> Array:
 def _rounded(weights: Array, bias: Array, covariance: Array, mean: Array, bits: int) -> Variant:
     """One layer at one width: least squared error of its output around the mean, and the mean in the bias."""
     rows = weights.astype(np.float64).reshape(len(covariance), len(weights) // len(covariance), -1)
-    codes = round_rows(rows, covariance, bits, _DAMPING).weights
+    codes = round_rows(rows, covariance, Levels.of(bits), _DAMPING).weights
     shift = np.einsum("grk,gk->gr", rows - codes, mean).reshape(-1)
     return Variant(codes.reshape(weights.shape).astype(np.float32), (bias + shift).astype(np.float32))

@@ -2,11 +2,14 @@
 
 Code number i, less the lowest code of its grid, takes the bits [bits * i, bits * (i + 1)) of one long
 little-endian number: bit b of it is bit ``b % 8`` of byte ``b // 8``. Bits behind the last code are 0.
+Where blocks share exponents, the mantissas are stored so, and behind them the exponents, block by block.
+Where groups of output channels have widths of their own, each group is stored so, one after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
@@ -15,7 +18,8 @@ from numpy.typing import NDArray
 
 from qcc.errors import VerifyError
 from qcc.ir.graph import Graph, Value
-from qcc.ir.types import DTYPES, Const
+from qcc.ir.layout import Blocks, Widths
+from qcc.ir.types import DTYPES, Const, Quant
 
 WIDTHS: Final = range(2, 8)
 """Bits per code that packing is for; 8-bit codes are bytes already."""
@@ -57,7 +61,7 @@ def unpack(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...], dtype: 
     Raises VerifyError unless ``packed`` is exactly what ``pack`` gives for so many codes.
     """
     count = prod(shape)
-    if bits not in WIDTHS or dtype not in _TYPES:
+    if bits not in range(1, 9) or dtype not in _TYPES:
         raise VerifyError(f"no packing has {bits}-bit codes of type '{dtype}'")
     if packed.dtype != np.uint8 or packed.shape != (packed_size(count, bits),):
         raise VerifyError(f"{count} codes of {bits} bits take {packed_size(count, bits)} bytes, not {packed.size}")
@@ -71,24 +75,108 @@ def unpack(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...], dtype: 
     return codes
 
 
-def code_bits(value: Value, codes: NDArray[Any]) -> int | None:
-    """The bits that ``codes`` of the integer constant ``value`` are packed to, or None where they stay as they are.
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a tensor of codes is stored: ``bits`` per code, or per mantissa, or of the widest group of channels."""
 
-    That is the width of the grid, where it is narrower than a byte and no code leaves it.
+    bits: int
+    layout: Blocks | Widths | None = None
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """The bytes that a tensor of ``shape`` takes."""
+        return sum(packed_size(count, bits) for count, bits in self._parts(shape))
+
+    def average(self, shape: tuple[int, ...]) -> float:
+        """The bits per code, exponents included."""
+        return sum(count * bits for count, bits in self._parts(shape)) / max(prod(shape), 1)
+
+    def pack(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
+        """``codes`` (uint8 or int8) as ``size`` bytes. Raises VerifyError where one does not lie on the grid."""
+        if isinstance(self.layout, Blocks):
+            exponents = self.layout.exponents(codes, self.bits)
+            units = self.layout.units(exponents, codes.shape[1])
+            if (codes % units).any():
+                raise VerifyError("codes are no multiples of the powers of two that their blocks share")
+            mantissas = pack((codes // units).astype(np.int8), self.bits)
+            return np.concatenate([mantissas, pack(exponents.astype(np.uint8), self.layout.exponent_bits)])
+        if isinstance(self.layout, Widths):
+            runs, parts = self.layout.runs, np.split(codes, np.cumsum([n for n, _ in self.layout.runs])[:-1])
+            return np.concatenate([pack(part, bits) for part, (_, bits) in zip(parts, runs, strict=True)])
+        return pack(codes, self.bits)
+
+    def unpack(self, packed: NDArray[np.uint8], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """The codes that ``pack`` took. Raises VerifyError unless ``packed`` is exactly what it gives."""
+        if self.layout is None:
+            return unpack(packed, self.bits, shape, dtype)
+        if packed.dtype != np.uint8 or packed.shape != (self.size(shape),):
+            raise VerifyError(f"a tensor of {shape} takes {self.size(shape)} bytes, not {packed.size}")
+        ends = np.cumsum([packed_size(count, bits) for count, bits in self._parts(shape)])[:-1]
+        if isinstance(self.layout, Blocks):
+            first, second = np.split(packed, ends)
+            mantissas = unpack(first, self.bits, shape, "i8")
+            blocks = (shape[0], -(-shape[1] // self.layout.size), *shape[2:])
+            exponents = unpack(second, self.layout.exponent_bits, blocks, "u8").astype(np.int64)
+            wide = mantissas * self.layout.units(exponents, shape[1])
+            if exponents.max(initial=0) > self.layout.top(self.bits):
+                raise VerifyError(f"an exponent of {exponents.max()} leaves a byte")
+            codes: NDArray[Any] = wide.astype(np.int8)
+            if not np.array_equal(self.layout.exponents(codes, self.bits), exponents):
+                raise VerifyError("exponents are larger than their blocks need")
+            return codes
+        rows = [(count, *shape[1:]) for count, _ in self.layout.runs]
+        parts = zip(np.split(packed, ends), self.layout.runs, rows, strict=True)
+        return np.concatenate([unpack(part, bits, some, dtype) for part, (_, bits), some in parts])
+
+    def _parts(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Runs of (count, bits) in the order of storage."""
+        if isinstance(self.layout, Blocks):
+            return [(prod(shape), self.bits), (self.layout.count(shape), self.layout.exponent_bits)]
+        if isinstance(self.layout, Widths):
+            return [(count * prod(shape[1:]), bits) for count, bits in self.layout.runs]
+        return [(prod(shape), self.bits)]
+
+
+def packing(value: Value, codes: NDArray[Any]) -> Packing | None:
+    """How ``codes`` of the integer constant ``value`` are packed, or None where they stay as they are.
+
+    That is as the grid has it, where it saves anything, and no code leaves the grid.
     """
     quant = value.type.quant
-    if value.type.dtype not in _TYPES or quant is None or quant.bits not in WIDTHS:
+    if value.type.dtype not in _TYPES or quant is None or quant.dtype != value.type.dtype:
         return None
-    inside = not codes.size or (quant.qmin <= int(codes.min()) and int(codes.max()) <= quant.qmax)
-    return quant.bits if inside else None
+    if isinstance(quant.layout, Widths) and quant.layout.axis != 0:
+        return None
+    if quant.layout is None and quant.bits not in WIDTHS:
+        return None
+    on_grid = np.array_equal(_snapped(quant, codes), codes)
+    return Packing(quant.bits, quant.layout) if on_grid else None
 
 
-def stored_bits(graph: Graph) -> Mapping[Const, int]:
-    """The bits per code of every constant that is packed; one that several values name takes the widest."""
-    found: dict[Const, int | None] = {}
+def _snapped(quant: Quant, codes: NDArray[Any]) -> NDArray[Any]:
+    """``codes`` moved to the nearest on their grid."""
+    if isinstance(quant.layout, Blocks):
+        return quant.layout.nearest(codes, quant.bits)
+    clipped: NDArray[Any] = np.clip(codes, *quant.limits(codes.ndim))
+    return clipped
+
+
+def code_bits(value: Value, codes: NDArray[Any]) -> int | None:
+    """The bits of ``codes`` where all are packed alike, without exponents; else None."""
+    found = packing(value, codes)
+    return found.bits if found is not None and found.layout is None else None
+
+
+def stored(graph: Graph) -> Mapping[Const, Packing]:
+    """The packing of every constant that is packed; one that several values name takes the widest, if they agree."""
+    found: dict[Const, Packing | None] = {}
     for o in graph.ops:
         for const in (a for a in o.attrs.values() if isinstance(a, Const)):
-            bits = code_bits(o.result, const.array)
-            known = found.get(const, bits)
-            found[const] = None if bits is None or known is None else max(bits, known)
-    return {const: bits for const, bits in found.items() if bits is not None}
+            new = packing(o.result, const.array)
+            found[const] = _common(found[const], new) if const in found else new
+    return {const: how for const, how in found.items() if how is not None}
+
+
+def _common(first: Packing | None, second: Packing | None) -> Packing | None:
+    if first is None or second is None or first.layout != second.layout:
+        return None
+    return max(first, second, key=lambda p: p.bits)

@@ -13,13 +13,17 @@ import numpy as np
 
 from qcc.errors import ParseError, QccError, VerifyError
 from qcc.ir.graph import Attr, Graph, Op, Stage, Value, op
+from qcc.ir.layout import Blocks, Widths
 from qcc.ir.types import BATCH, DTYPES, Const, Dyadic, Quant, TensorType
 
 _HEAD = re.compile(r"graph @(\S+?) (float|quantized|integer)\((.*)\) \{")
 _OP = re.compile(r"  (%.+?) = ([\w.]+)\((.*?)\)(?: (\{.*\}))?")
 _RET = re.compile(r"  return (.*)")
 _NAME = re.compile(r"%([^\s,()]+)")
-_VALUE = re.compile(r"%([^\s,()]+): ((?:N|\d+)x)?((?:\d+x)*)([fui]\d+)(?: q([ui])(\d+)(?:@(\d+))?<([^:>]+):(-?\d+)>)?")
+_QUANT = r"q([ui])(\d+)(?:@(\d+))?(?:\[([^\]]+)\])?<([^:>]+):(-?\d+)>"
+_VALUE = re.compile(r"%([^\s,()]+): ((?:N|\d+)x)?((?:\d+x)*)([fui]\d+)(?: " + _QUANT + ")?")
+_BLOCKS = re.compile(r"(\d+)\^(\d+)")
+_WIDTHS = re.compile(r"(\d+)/(\d+:\d+(?:,\d+:\d+)*)")
 _INLINE_LIMIT = 16
 
 
@@ -111,13 +115,14 @@ def _values(text: str, number: int) -> tuple[Value, ...]:
     while position < len(text):
         if (m := _VALUE.match(text, position)) is None:
             raise ParseError(f"line {number}: not a typed value: {text[position : position + 60]!r}")
-        name, first, dims, dtype, sign, bits, axis, scales, zero = m.groups()
+        name, first, dims, dtype, sign, bits, axis, layout, scales, zero = m.groups()
         shape = tuple(BATCH if d == "N" else int(d) for d in ((first or "") + dims).split("x")[:-1])
         try:
             quant = None
             if bits:
                 scale = tuple(_dyadic(s) for s in scales.split(","))
-                quant = Quant(int(bits), sign == "i", scale, int(zero), int(axis) if axis else None)
+                of_axis = int(axis) if axis else None
+                quant = Quant(int(bits), sign == "i", scale, int(zero), of_axis, _layout(layout) if layout else None)
             out.append(Value(name, TensorType(shape, dtype, quant)))
         except (QccError, ValueError) as e:
             raise ParseError(f"line {number}: %{name}: {e}") from None
@@ -127,6 +132,15 @@ def _values(text: str, number: int) -> tuple[Value, ...]:
         elif position < len(text):
             raise ParseError(f"line {number}: expected ', ' before {text[position : position + 60]!r}")
     return tuple(out)
+
+
+def _layout(text: str) -> Blocks | Widths:
+    if m := _BLOCKS.fullmatch(text):
+        return Blocks(int(m[1]), int(m[2]))
+    if m := _WIDTHS.fullmatch(text):
+        pairs = (run.split(":") for run in m[2].split(","))
+        return Widths(int(m[1]), tuple((int(count), int(bits)) for count, bits in pairs))
+    raise ParseError(f"[{text}] is neither blocks, such as [32^2], nor widths, such as [0/48:4,16:8]")
 
 
 def _dyadic(text: str) -> Dyadic:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.errors import VerifyError
+from qcc.ir.layout import Blocks, Widths
 
 BATCH: Final = -1
 """The one symbolic dimension: the batch, always axis 0, written ``N`` in the text form."""
@@ -74,6 +75,7 @@ class Quant:
 
     ``scale`` has one entry, or one per index of ``axis`` (per-channel; the zero point is then 0).
     ``bits`` is the width of the grid, which may be narrower than the element type that stores it.
+    ``layout`` makes it mantissas that share exponents by block, or the widest of several widths by channel.
     """
 
     bits: int
@@ -81,6 +83,7 @@ class Quant:
     scale: tuple[Dyadic, ...]
     zero_point: int = 0
     axis: int | None = None
+    layout: Blocks | Widths | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 32:
@@ -91,14 +94,23 @@ class Quant:
             raise VerifyError("per-channel quantization is symmetric: its zero point must be 0")
         if not self.qmin <= self.zero_point <= self.qmax:
             raise VerifyError(f"zero point {self.zero_point} outside [{self.qmin}, {self.qmax}]")
+        if isinstance(self.layout, Blocks) and (not self.signed or self.bits > 7 or self.zero_point):
+            raise VerifyError("shared exponents are for signed mantissas of 2 to 7 bits without a zero point")
+        if isinstance(self.layout, Widths) and self.bits != max(b for _, b in self.layout.runs):
+            raise VerifyError(f"bits must be those of the widest precision group, got {self.bits}")
 
     @property
     def qmin(self) -> int:
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) << self._shift if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        return (1 << (self.bits - self.signed)) - 1
+        return (1 << (self.bits - self.signed)) - 1 << self._shift
+
+    @property
+    def _shift(self) -> int:
+        """The largest exponent."""
+        return self.layout.top(self.bits) if isinstance(self.layout, Blocks) else 0
 
     @property
     def dtype(self) -> str:
@@ -117,9 +129,19 @@ class Quant:
 
     def quantize(self, real: NDArray[Any]) -> NDArray[Any]:
         """Integer codes nearest to ``real`` (round half to even, saturating), as ``self.dtype``."""
-        codes = np.rint(real.astype(np.float64) / self.scales(real.ndim)) + self.zero_point
-        stored: NDArray[Any] = np.clip(codes, self.qmin, self.qmax).astype(DTYPES[self.dtype])
+        codes = real.astype(np.float64) / self.scales(real.ndim)
+        if isinstance(self.layout, Blocks):
+            codes = self.layout.nearest(codes, self.bits)
+        low, high = self.limits(real.ndim)
+        stored: NDArray[Any] = np.clip(np.rint(codes) + self.zero_point, low, high).astype(DTYPES[self.dtype])
         return stored
+
+    def limits(self, rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The lowest and the highest code, shaped to broadcast against a tensor of ``rank`` dimensions."""
+        if not isinstance(self.layout, Widths):
+            return np.array(self.qmin), np.array(self.qmax)
+        bits = self.layout.along(rank)
+        return -np.left_shift(int(self.signed), bits - 1), np.left_shift(1, bits - self.signed) - 1
 
     def dequantize(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """The reals that ``codes`` stand for, rounded once to float32."""
@@ -128,8 +150,9 @@ class Quant:
 
     def __str__(self) -> str:
         axis = "" if self.axis is None else f"@{self.axis}"
+        layout = "" if self.layout is None else f"[{self.layout}]"
         scales = ",".join(map(str, self.scale))
-        return f"q{'i' if self.signed else 'u'}{self.bits}{axis}<{scales}:{self.zero_point}>"
+        return f"q{'i' if self.signed else 'u'}{self.bits}{axis}{layout}<{scales}:{self.zero_point}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +177,11 @@ class TensorType:
             axis = self.quant.axis
             if not 0 <= axis < len(self.shape) or len(self.quant.scale) != self.shape[axis]:
                 raise VerifyError(f"{len(self.quant.scale)} scales do not fit axis {axis} of {self.shape}")
+        layout = self.quant.layout if self.quant is not None else None
+        if isinstance(layout, Blocks) and len(self.shape) < 2:
+            raise VerifyError(f"shared exponents need an axis 1, {self.shape} has none")
+        if isinstance(layout, Widths) and (layout.axis >= len(self.shape) or layout.size != self.shape[layout.axis]):
+            raise VerifyError(f"precision groups {layout} do not fit {self.shape}")
 
     @property
     def rank(self) -> int:

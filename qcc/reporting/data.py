@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qcc.artifact.contents import read_graph
+from qcc.artifact.sizes import layer_sizes
 from qcc.artifact.store import Artifact, read_artifact
 from qcc.errors import ArtifactError, TargetError
-from qcc.ir.graph import Graph, Op
-from qcc.ir.packing import packed_size, stored_bits
-from qcc.ir.types import Const
+from qcc.ir.graph import Graph
 from qcc.passmgr.plugins import make_target
 from qcc.points import REPORT, Point, read_search
-
-LAYERS: Final = ("iconv2d", "idense")
-"""Operations with weights."""
 
 
 def collect(path: Path, *, timed: bool = False) -> dict[str, Any]:
@@ -108,27 +105,10 @@ def _artifact_row(
 
 def _weights(graph: Graph) -> list[dict[str, Any]]:
     """Each layer with the bits and bytes that its weights have in the artifact."""
-    stored = stored_bits(graph)
-    constants: dict[str, Op] = {o.result.name: o for o in graph.ops if o.kind == "constant"}
-    rows = []
-    for o in graph.ops:
-        if o.kind not in LAYERS or o.operands[1].name not in constants:
-            continue
-        const = constants[o.operands[1].name].attrs["value"]
-        if not isinstance(const, Const):
-            continue
-        bits = stored.get(const, 8 * const.array.itemsize)
-        count = const.array.size
-        rows.append(
-            {
-                "layer": o.result.name,
-                "kind": o.kind,
-                "parameters": count,
-                "bits": bits,
-                "bytes": packed_size(count, bits),
-            }
-        )
-    return rows
+    return [
+        {"layer": s.layer, "kind": s.op, "parameters": prod(s.shape), "bits": s.bits, "bytes": s.bytes}
+        for s in layer_sizes(graph)
+    ]
 
 
 def _report(artifact: Artifact) -> dict[str, Any]:

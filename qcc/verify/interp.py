@@ -107,7 +107,7 @@ _BLOCK: Final = 1 << 15
 
 def snap(quant: Quant, real: Array) -> Array:
     """``quant.dequantize(quant.quantize(real))``, in float64 blocks that stay in cache."""
-    if quant.axis is not None:
+    if quant.axis is not None or quant.layout is not None:
         return quant.dequantize(quant.quantize(real))
     scale, zero = float(quant.scale[0]), quant.zero_point
     low, high = float(quant.qmin - zero), float(quant.qmax - zero)

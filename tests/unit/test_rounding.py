@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcc_passes.rounding import (
     Codes,
+    Levels,
     compensated,
     damped,
     descend,
@@ -37,8 +38,8 @@ def problem(rows: int, columns: int, seed: int, samples: int = 400) -> tuple[Arr
 def test_rounding_never_loses_to_nearest(seed: int, bits: int, columns: int) -> None:
     weights, gram = problem(6, columns, seed)
     steady = damped(gram, 0.01)
-    plain = nearest(weights, search_scale(weights, np.diag(steady), bits), bits)
-    best = round_rows(weights, gram, bits)
+    plain = nearest(weights, search_scale(weights, np.diag(steady), Levels.of(bits)), Levels.of(bits))
+    best = round_rows(weights, gram, Levels.of(bits))
     assert (output_error(weights, best.weights, steady) <= output_error(weights, plain.weights, steady) + 1e-12).all()
     top = 1 << (bits - 1)
     assert best.codes.min() >= -top
@@ -50,20 +51,20 @@ def test_rounding_never_loses_to_nearest(seed: int, bits: int, columns: int) -> 
 def test_gptq_beats_nearest_on_correlated_inputs() -> None:
     weights, gram = problem(64, 300, 0)
     gram = damped(gram, 0.01)
-    scale = search_scale(weights, np.diag(gram), 4)
-    plain = output_error(weights, nearest(weights, scale, 4).weights, gram).sum()
-    assert output_error(weights, gptq(weights, scale, gram, 4).weights, gram).sum() < plain / 2
+    scale = search_scale(weights, np.diag(gram), Levels.of(4))
+    plain = output_error(weights, nearest(weights, scale, Levels.of(4)).weights, gram).sum()
+    assert output_error(weights, gptq(weights, scale, gram, Levels.of(4)).weights, gram).sum() < plain / 2
 
 
 def test_descent_lowers_every_row_and_ends_at_a_fixed_point() -> None:
     weights, gram = problem(16, 200, 1)
     gram = damped(gram, 0.01)
-    start = nearest(weights, search_scale(weights, np.diag(gram), 3), 3)
-    end = descend(weights, start, gram, 3, sweeps=100)
+    start = nearest(weights, search_scale(weights, np.diag(gram), Levels.of(3)), Levels.of(3))
+    end = descend(weights, start, gram, Levels.of(3), sweeps=100)
     before, after = (output_error(weights, c.weights, gram) for c in (start, end))
     assert (after <= before + 1e-12).all()
     assert after.sum() < before.sum() / 2
-    assert np.array_equal(descend(weights, end, gram, 3, sweeps=1).codes, end.codes)
+    assert np.array_equal(descend(weights, end, gram, Levels.of(3), sweeps=1).codes, end.codes)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,7 +72,7 @@ def test_no_single_code_can_be_improved(seed: int) -> None:
     weights, gram = problem(1, 4, seed)
     gram = damped(gram, 0.01)
     scale = np.abs(weights).max(axis=1) / 1.5
-    end = descend(weights, nearest(weights, scale, 2), gram, 2, sweeps=50)
+    end = descend(weights, nearest(weights, scale, Levels.of(2)), gram, Levels.of(2), sweeps=50)
     least = output_error(weights, end.weights, gram)[0]
     for column, code in itertools.product(range(4), range(-2, 2)):
         codes = end.codes.copy()
@@ -89,6 +90,6 @@ def test_compensation_undoes_a_known_distortion_of_the_inputs() -> None:
 
 
 def test_constant_zero_inputs_and_weights_are_survived() -> None:
-    best = round_rows(np.zeros((2, 5)), np.zeros((5, 5)), 4)
+    best = round_rows(np.zeros((2, 5)), np.zeros((5, 5)), Levels.of(4))
     assert np.isfinite(best.scale).all()
     assert (best.codes == 0).all()

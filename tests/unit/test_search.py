@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from qcc.artifact.contents import read_graph
+from qcc.artifact.sizes import layer_sizes
 from qcc.artifact.store import read_artifact
 from qcc.config import CompileConfig, make_config, read_fields
 from qcc.driver import compile_model
@@ -17,8 +18,7 @@ from qcc.errors import BudgetError, ConfigError, TargetError
 from qcc.frontend.export import export_onnx
 from qcc.frontend.load import load_model
 from qcc.ir.build import GraphBuilder
-from qcc.ir.packing import packed_size, stored_bits
-from qcc.ir.types import BATCH, Const
+from qcc.ir.types import BATCH
 from qcc.latency import fitted, measured_table
 from qcc.passmgr.latency import LatencyTable, read_latencies
 from qcc.passmgr.plugins import make_target
@@ -65,9 +65,7 @@ def test_points_lie_within_their_budgets_and_compile(make: MakeConfig, tmp_path:
     graph = read_graph(read_artifact(compiled.path).files)
     grids = {o.result.name: o.operands[1].type.quant for o in graph.ops if o.kind == "idense"}
     assert {name: grid.bits for name, grid in grids.items() if grid is not None} == point.weight_bits
-    stored = stored_bits(graph)
-    arrays = [o.attrs["value"] for o in graph.ops if o.kind == "constant" and o.result.name.startswith("w_")]
-    sizes = [packed_size(c.array.size, stored.get(c, 8)) for c in arrays if isinstance(c, Const)]
+    sizes = [layer.bytes for layer in layer_sizes(graph)]
     assert sum(sizes) == point.costs["size"]
     facts = json.loads((tmp_path / "out" / "search.json").read_text())["facts"]
     assert {"Sensitivities", "Perturbations"} <= set(facts)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qcc.errors import ParseError, VerifyError
 from qcc.ir.graph import Graph, Op, Stage, Value, constant, op
+from qcc.ir.layout import Blocks, Widths
 from qcc.ir.text import const_store, parse, render
 from qcc.ir.types import BATCH, DTYPES, Const, Dyadic, Quant, TensorType
 from qcc.verify.fuzz_graphs import make_case
@@ -40,9 +41,26 @@ def quants(draw: st.DrawFn, shape: tuple[int, ...]) -> Quant | None:
         st.lists(st.builds(Dyadic, st.integers(1, 2**24), st.integers(-100, 190)), min_size=count, max_size=count)
     )
     bits, signed = draw(st.integers(2, 32)), draw(st.booleans())
+    layout = draw(layouts(shape))
+    if isinstance(layout, Blocks):
+        return Quant(draw(st.integers(2, 7)), True, tuple(scales), 0, axis, layout)
+    if layout is not None:
+        bits = max(b for _, b in layout.runs)
     plain = Quant(bits, signed, (Dyadic(1, 0),))
     zero = 0 if axis is not None else draw(st.integers(plain.qmin, plain.qmax))
-    return Quant(bits, signed, tuple(scales), zero, axis)
+    return Quant(bits, signed, tuple(scales), zero, axis, layout)
+
+
+@st.composite
+def layouts(draw: st.DrawFn, shape: tuple[int, ...]) -> Blocks | Widths | None:
+    axes = [a for a, d in enumerate(shape) if d > 0]
+    way = draw(st.integers(0, 2))
+    if len(shape) > 1 and way == 1:
+        return Blocks(draw(st.integers(1, 600)), draw(st.integers(1, 3)))
+    if axes and way == 2:
+        axis = draw(st.sampled_from(axes))
+        return Widths.of(axis, np.array(draw(st.lists(st.integers(2, 8), min_size=shape[axis], max_size=shape[axis]))))
+    return None
 
 
 @st.composite
