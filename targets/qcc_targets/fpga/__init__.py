@@ -1,1 +1,1 @@
-"""The target ``fpga``: an integer network as streaming hardware, from TensorIR functions scheduled by folding."""
+"""The target ``fpga``: an integer network as streaming hardware, one stage per layer, all running at once."""
