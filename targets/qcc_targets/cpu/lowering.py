@@ -80,15 +80,19 @@ class Lowered:
     steps: tuple[Step, ...]
 
 
-def lower(graph: Graph, batch: int = 1) -> Lowered:
-    """The steps that compute ``graph`` for ``batch`` samples at once. Raises TargetError."""
-    return _Lowering(graph, batch).run()
+def lower(graph: Graph, batch: int = 1, pixel: Callable[[int], int] | None = None) -> Lowered:
+    """The steps that compute ``graph`` for ``batch`` samples at once. Raises TargetError.
+
+    ``pixel`` gives the bytes that a pixel takes of those that it needs; by default they are as many.
+    """
+    return _Lowering(graph, batch, pixel).run()
 
 
 @dataclass(slots=True)
 class _Lowering:
     graph: Graph
     batch: int
+    pixel: Callable[[int], int] | None = None
     storages: list[Storage] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
@@ -176,8 +180,9 @@ class _Lowering:
             return place
         halo = self.halos.get(value.name, Halo()) if tuple(order) == views.CHANNELS_LAST else Halo()
         external = value.name in self.outputs and not halo
+        fill, pixel = zero_point(value.type), None if external else self.pixel
         view = views.dense(
-            value.type.dtype, self.shape(value), order, halo=halo, fill=zero_point(value.type), external=external
+            value.type.dtype, self.shape(value), order, halo=halo, fill=fill, external=external, pixel=pixel
         )
         place = self._storage(replace(view, external=False))
         self.places[value.name] = place
@@ -215,7 +220,9 @@ class _Lowering:
         """A copy of the value in the arena, made once for all that ask for the like."""
         key = (value.name, tuple(order), border)
         if key not in self.copies:
-            view = views.dense(value.type.dtype, self.shape(value), order, halo=border.halo, fill=border.fill)
+            view = views.dense(
+                value.type.dtype, self.shape(value), order, halo=border.halo, fill=border.fill, pixel=self.pixel
+            )
             target = self._storage(view)
             if border.halo:
                 self.emit(op(FILL_HALO, (), (value,)), (), target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -105,11 +105,13 @@ def dense(
     halo: Halo = Halo(),  # noqa: B008 - frozen
     fill: int = 0,
     external: bool = False,
+    pixel: Callable[[int], int] | None = None,
 ) -> View:
     """A view that fills its storage: axes in memory ``order``, with a halo if channels lie last.
 
     Samples of channels-last tensors and the first element inside the halo start at multiples of
-    ``ALIGN`` bytes, except where the memory is the caller's.
+    ``ALIGN`` bytes, and ``pixel`` gives the bytes that one pixel takes of those that it needs, except where
+    the memory is the caller's.
     """
     shape = tuple(shape)
     strides = [0] * len(shape)
@@ -118,14 +120,14 @@ def dense(
         strides[axis] = step
         step *= shape[axis]
     view = View(dtype, shape, tuple(strides), fill=fill, external=external)
-    if external or tuple(order) != CHANNELS_LAST or (shape[0] == 1 and not halo):
+    if external or tuple(order) != CHANNELS_LAST or (shape[0] == 1 and not halo and pixel is None):
         return view
     unit = ALIGN // view.itemsize
-    pixel = shape[1]
-    row = (shape[3] + halo.left + halo.right) * pixel
-    offset = -(-(halo.top * row + halo.left * pixel) // unit) * unit
+    column = shape[1] if pixel is None else pixel(shape[1] * view.itemsize) // view.itemsize
+    row = (shape[3] + halo.left + halo.right) * column
+    offset = -(-(halo.top * row + halo.left * column) // unit) * unit
     sample = -(-((shape[2] + halo.top + halo.bottom) * row) // unit) * unit
-    return replace(view, strides=(sample, 1, row, pixel), offset=offset, halo=halo)
+    return replace(view, strides=(sample, 1, row, column), offset=offset, halo=halo)
 
 
 def extent(view: View) -> int:

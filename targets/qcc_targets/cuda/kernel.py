@@ -36,8 +36,3 @@ def generic(site: Site) -> CudaKernel:
     func, blocks = bound(kernel.func)
     made = Kernel(kernel.name, func, kernel.constants, kernel.scratch, kernel.inplace)
     return CudaKernel(made, (blocks, 1, 1), (THREADS, 1, 1))
-
-
-def select(site: Site) -> CudaKernel:
-    """The kernel for ``site``: a fast template where one fits, else the generic one. Raises TargetError."""
-    return generic(site)

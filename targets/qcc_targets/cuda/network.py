@@ -14,7 +14,9 @@ from qcc.runtime.cuda_program import Address, Launch
 from qcc_targets.cpu.lowering import Lowered, Space, lower
 from qcc_targets.cpu.memory import MemoryPlan, Padding, plan
 from qcc_targets.cpu.network import Symbols, joined
-from qcc_targets.cuda.kernel import CudaKernel, select
+from qcc_targets.cuda.kernel import CudaKernel
+from qcc_targets.cuda.operands import padded_pixel
+from qcc_targets.cuda.select import select
 
 PADDING: Final = Padding(align=256, slack=1024)
 """Blocks of memory begin where the memory's transactions do; tiles of the last rows may reach beyond a tensor."""
@@ -30,7 +32,7 @@ class CudaNetwork:
 
 def assemble(graph: Graph, batch: int) -> CudaNetwork:
     """Select kernels, plan memory, name the launches. Raises TargetError."""
-    lowered = lower(graph, batch)
+    lowered = lower(graph, batch, padded_pixel)
     if large := [s for s in lowered.storages if s.size >= 1 << 31]:
         raise TargetError(f"a tensor of {large[0].size} elements is beyond 32-bit indices: use a smaller batch")
     kernels = [select(step.site) for step in lowered.steps]

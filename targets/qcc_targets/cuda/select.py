@@ -1,0 +1,12 @@
+"""Which template builds the kernel of an operation: the fast ones first, then the generic one."""
+
+from __future__ import annotations
+
+from qcc_targets.cpu.kernel import Site
+from qcc_targets.cuda.kernel import CudaKernel, generic
+from qcc_targets.cuda.tensor import tensor
+
+
+def select(site: Site) -> CudaKernel:
+    """The kernel for ``site``. Raises TargetError when no template builds the operation."""
+    return tensor(site) or generic(site)
