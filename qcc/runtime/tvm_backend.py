@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -40,13 +40,11 @@ class TvmBackend:
         self.network = Network(program, level, _file(files, level.library), constants, threads)
         border = level.border
         self._border = NativeBorder(_file(files, border), manifest.inputs) if border is not None else None
-        self._direct = Direct.of(manifest, self._border, self.network)
+        direct = Direct.of(manifest, self._border, self.network)
+        self.direct: Callable[[Mapping[str, Any], bool], dict[str, NDArray[Any]] | None]
+        self.direct = _never if direct is None else direct.run
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "qcc") if threads > 1 else None
-
-    def direct(self, inputs: Mapping[str, Any], raw: bool) -> dict[str, NDArray[Any]] | None:
-        """What ``Session.run`` gives, faster, where the inputs are just what one call takes; else None."""
-        return None if self._direct is None else self._direct.run(inputs, raw)
 
     def quantize(self, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
         """What ``quantize_input`` gives, faster."""
@@ -63,6 +61,10 @@ class TvmBackend:
         else:
             list(self._pool.map(lambda start: self.network.call(inputs, outputs, start, batch, alone=True), starts))
         return outputs
+
+
+def _never(inputs: Mapping[str, Any], raw: bool) -> None:
+    """Leaves every call to the general way."""
 
 
 def _file(files: Mapping[str, Path], name: str) -> Path:

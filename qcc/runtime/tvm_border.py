@@ -14,6 +14,7 @@ from qcc.artifact.border import quantize_input
 from qcc.artifact.manifest import TensorSpec
 from qcc.errors import ConfigError
 from qcc.runtime.pointers import pointer
+from qcc.runtime.tvm_call import encoded
 from qcc.runtime.tvm_network import Library
 
 Quantize = Callable[[ctypes.c_void_p, ctypes.c_void_p, int], bool]
@@ -30,20 +31,18 @@ _ARGUMENTS: Final = (
     ctypes.c_void_p,
 )
 
-_EXACT_BITS: Final = 24
-"""Multipliers of scales that have no more bits than this are quantized exactly by multiplication."""
-
 
 class NativeBorder:
     """The functions of a border library for the inputs ``specs``; what it does not cover, numpy does."""
 
     def __init__(self, library: Path, specs: Iterable[TensorSpec]) -> None:
         self._library = Library(library)
-        self._calls = {s.name: self._prepared(s) for s in specs if s.quant is not None and _covered(s)}
+        self._calls = {s.name: self._prepared(s) for s in specs if encoded(s)}
 
-    def call(self, name: str) -> Quantize | None:
-        """The function for the input ``name``; None where not covered."""
-        return self._calls.get(name)
+    def function(self, name: str) -> Callable[[ctypes.c_void_p], None]:
+        """A function of a whole call's table; see ``tvm_call``. Raises ArtifactError where there is none."""
+        found: Callable[[ctypes.c_void_p], None] = self._library.function(name, [ctypes.c_void_p])
+        return found
 
     def quantize(self, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
         """Codes of ``array``; see ``quantize_input``, which this agrees with on every bit. Raises ConfigError."""
@@ -66,10 +65,3 @@ class NativeBorder:
             return bool(nan.value)
 
         return quantize
-
-
-def _covered(spec: TensorSpec) -> bool:
-    if spec.quant is None or np.dtype(spec.dtype).itemsize > 2:
-        return False
-    odd = spec.quant.mult // (spec.quant.mult & -spec.quant.mult)
-    return odd.bit_length() <= _EXACT_BITS

@@ -19,6 +19,7 @@ from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Stage
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.runtime.tvm_border import NativeBorder
+from qcc.runtime.tvm_call import CALL, DECODE, ENCODE
 from qcc_targets.cpu.border import border_functions
 from qcc_targets.cpu.compiler import Compiler, Unit
 from qcc_targets.cpu.isa import available
@@ -36,8 +37,8 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     b = GraphBuilder("border", Stage.INTEGER)
     for bits, signed in TYPES.values():
         b.input("x", (BATCH, 1), quant=Quant(bits, signed, (Dyadic(1, 4),)), dtype=f"{'i' if signed else 'u'}{bits}")
-    functions = border_functions(b.graph([]))
-    assert set(functions) == {f"quantize_{dtype}" for dtype in TYPES}
+    functions = border_functions(b.graph([]), 1)
+    assert set(functions) == {*(f"quantize_{dtype}" for dtype in TYPES), ENCODE, DECODE, CALL}
     isa = available()[0 if request.param == "generic" else -1]
     path = tmp_path_factory.mktemp("border") / "border.so"
     Compiler().library([Unit(functions, floats=True)], list(functions), isa, path)

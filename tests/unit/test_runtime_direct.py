@@ -22,7 +22,7 @@ from qcc_targets.cpu.target import CpuTarget
 
 
 def network() -> Graph:
-    """The sum 3a + b, requantized to int32, and a's codes through a table."""
+    """The sum 3a + b, requantized to int32, and a's codes and those of the gridless k through a table."""
     b = GraphBuilder("direct", Stage.INTEGER)
     a, other = (
         b.input(name, (BATCH, 7), quant=Quant(bits, False, (Dyadic(3, 8),), zero), dtype="u8")
@@ -34,7 +34,8 @@ def network() -> Graph:
     bounds: dict[str, Any] = {"shift": 24, "qmin": wide.qmin, "qmax": wide.qmax}
     y = b.op("ilinear", [c, a, m[0], other, m[1]], quant=wide, **bounds)
     table = b.constant(np.arange(256)[::-1].astype(np.uint8).copy(), "table")
-    return b.graph([y, b.op("ilookup", [a, table], quant=a.type.quant)])
+    k = b.input("k", (BATCH, 7), dtype="u8")
+    return b.graph([y, b.op("ilookup", [k, table], dtype="u8"), b.op("ilookup", [a, table], quant=a.type.quant)])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 def reals(samples: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(3)
-    return {name: rng.normal(0, 2, (samples, 7)).astype(np.float32) for name in ("a", "b")}
+    codes = rng.integers(0, 256, (samples, 7), np.uint8)
+    return {name: rng.normal(0, 2, (samples, 7)).astype(np.float32) for name in ("a", "b")} | {"k": codes}
 
 
 def is_direct(session: Session, inputs: dict[str, Any]) -> bool:
@@ -69,7 +71,7 @@ def is_direct(session: Session, inputs: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("raw", [True, False])
 def test_it_gives_what_the_general_way_gives(session: Session, raw: bool) -> None:
     x = reals(1)
-    general = session.run({name: array.astype(np.float64) for name, array in x.items()}, raw=raw)
+    general = session.run(x | {"a": x["a"].astype(np.float64)}, raw=raw)
     for _ in range(2):
         short = session.run(x, raw=raw)
         assert list(short) == list(general)
@@ -85,10 +87,30 @@ def test_results_stay_when_the_next_call_runs(session: Session) -> None:
     assert all(np.array_equal(first[name], kept[name]) for name in kept)
 
 
+def test_raw_and_real_calls_do_not_disturb_each_other(session: Session) -> None:
+    x = reals(1)
+    codes, answers = session.run(x, raw=True), session.run(x)
+    kept = [{name: array.copy() for name, array in results.items()} for results in (codes, answers)]
+    other = {name: array[:, ::-1].copy() for name, array in x.items()}
+    session.run(other), session.run(other, raw=True)
+    for results, before in zip((codes, answers), kept, strict=True):
+        assert all(np.array_equal(results[name], before[name]) for name in before)
+
+
+def test_read_only_arrays_are_taken(session: Session) -> None:
+    x = reals(1)
+    expected = session.run(x)
+    for array in x.values():
+        array.setflags(write=False)
+    assert is_direct(session, x)
+    assert all(np.array_equal(array, expected[name]) for name, array in session.run(x).items())
+
+
 def test_whatever_else_comes_takes_the_general_way(session: Session) -> None:
     x = reals(1)
     wide = np.zeros((1, 14), np.float32)
     codes = {name: np.zeros((1, 7), np.uint8) for name in x}
+    wrong = x | {"k": np.zeros((1, 7), np.float32)}
     for inputs in (
         reals(2),
         codes,
@@ -99,7 +121,9 @@ def test_whatever_else_comes_takes_the_general_way(session: Session) -> None:
         assert not is_direct(session, inputs)
         assert session.run(inputs)
     with pytest.raises(ConfigError, match="no array for the input 'b'"):
-        session.run({"a": x["a"]})
+        session.run({"a": x["a"], "k": x["k"]})
+    with pytest.raises(ConfigError, match="'k' has dtype float32"):
+        session.run(wrong)
     with pytest.raises(ConfigError, match="no input is called 'c'"):
         session.run(x | {"c": x["a"]})
     with pytest.raises(ConfigError, match="'b' holds NaN"):

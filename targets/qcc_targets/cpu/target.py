@@ -89,7 +89,7 @@ class CpuTarget(Target):
         for number, isa in enumerate(levels):
             ctx.progress("kernels", number, len(levels))
             network = assemble(lower(graph, self.batch), isa, self.threads)
-            built.append(_write_level(graph, network, isa, compiler, out))
+            built.append(_write_level(graph, self.batch, network, isa, compiler, out))
             report[isa.name] = [asdict(row) for row in network.report]
         ctx.progress("kernels", len(levels), len(levels))
         (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
@@ -123,12 +123,12 @@ class CpuTarget(Target):
         return self._compiler
 
 
-def _write_level(graph: Graph, network: Network, isa: Isa, compiler: Compiler, out: Path) -> Level:
+def _write_level(graph: Graph, batch: int, network: Network, isa: Isa, compiler: Compiler, out: Path) -> Level:
     """Write the files of one instruction set; constants that another one has already are not written again."""
-    level = describe_level(network, isa, bool(bordered(graph)))
+    functions = border_functions(graph, batch)
+    level = describe_level(network, isa, bool(functions))
     write_library(network, isa, compiler, out / level.library)
     if level.border is not None:
-        functions = border_functions(graph)
         compiler.library([Unit(functions, floats=True)], list(functions), isa, out / level.border)
     for known in out.glob("constants-*.bin"):
         if known.read_bytes() == network.constants:
