@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
@@ -29,8 +28,9 @@ class Operands:
     """A convolution or dense layer as a matrix product.
 
     ``rows`` output pixels in planes of ``plane`` with ``width`` pixels a line, ``columns`` output channels.
-    Chunk i of a pixel's reduction is ``CHUNK`` elements from ``offsets[i]`` on; ``weights``
-    [columns, len(offsets) * CHUNK] int8 are zero where a chunk reaches over what it stands for.
+    ``depth`` is the length of a dense layer's reduction, which is one run. Chunk i of a reduction is ``CHUNK``
+    elements from ``offsets[i]`` on; ``weights`` [columns, len(offsets) * CHUNK] int8 are zero where a chunk
+    reaches over what it stands for.
     """
 
     rows: int
@@ -40,27 +40,47 @@ class Operands:
     x: Walk
     y: Walk
     r: Walk
+    depth: int
     offsets: tuple[int, ...]
     weights: NDArray[np.int8]
 
     @property
     def vector(self) -> int:
-        """The bytes, at most ``CHUNK``, to which every chunk is aligned, inputs being bytes."""
+        """The elements, at most ``CHUNK``, to which every chunk is aligned."""
         return gcd(CHUNK, *self.x, *self.offsets)
 
 
 def operands(site: Site) -> Operands | None:
-    """``site``'s, or None where weights exceed 8 bits, inputs are no bytes, or channels lie apart."""
+    """Those of a convolution or dense layer; None where weights exceed 8 bits or channels lie apart."""
+    if site.op.kind not in ("iconv2d", "idense"):
+        return None
     weights = centred_weights(site)
     residual = site.view(4) if len(site.op.operands) > 4 else site.output
     x, y = site.view(0), site.output
-    if x.itemsize != 1 or weights.min() < -128 or weights.max() > 127:
+    if weights.min() < -128 or weights.max() > 127:
         return None
     if site.op.kind == "idense":
         return _dense(x, y, residual, weights)
     if site.op.int_attr("groups") != 1 or not all(_dense_axis(v, 1) for v in (x, y, residual)):
         return None
     return _convolution(site, residual, weights)
+
+
+def depthwise_operands(site: Site) -> Operands | None:
+    """The same of a convolution with one input channel per output channel: each position is a chunk of its own.
+
+    ``weights`` is [channels, positions].
+    """
+    if site.op.kind != "iconv2d":
+        return None
+    weights, groups = centred_weights(site), site.op.int_attr("groups")
+    if weights.shape[1] != 1 or weights.shape[0] != groups or weights.min() < -128 or weights.max() > 127:
+        return None
+    residual = site.view(4) if len(site.op.operands) > 4 else site.output
+    if not all(_dense_axis(v, 1) for v in (site.view(0), site.output, residual)):
+        return None
+    taps = tuple(at for at, _ in _taps(site, weights))
+    return _convolved(site, residual, taps, weights.reshape(groups, -1).astype(np.int8))
 
 
 def _dense_axis(view: View, axis: int) -> bool:
@@ -74,7 +94,7 @@ def _dense(x: View, y: View, r: View, weights: NDArray[np.int64]) -> Operands | 
     x_walk, y_walk, r_walk = ((v.offset, 0, 0, w or 0) for v, w in zip((x, y, r), walks, strict=True))
     rows = x.size // x.shape[-1]
     offsets, packed = _chunked([(0, weights)])
-    return Operands(rows, rows, rows, weights.shape[0], x_walk, y_walk, r_walk, offsets, packed)
+    return Operands(rows, rows, rows, weights.shape[0], x_walk, y_walk, r_walk, weights.shape[1], offsets, packed)
 
 
 def _rows(view: View) -> int | None:
@@ -92,21 +112,33 @@ def _rows(view: View) -> int | None:
 
 
 def _convolution(site: Site, r: View, weights: NDArray[np.int64]) -> Operands:
+    x = site.view(0)
+    dh, dw = site.op.ints_attr("dilations")
+    lines = [(i * dh * x.row_stride, _line(weights[:, :, i], dw * x.pixel_stride)) for i in range(weights.shape[2])]
+    # A line of pixels with few channels makes fuller chunks than each pixel alone.
+    chunked = min((_chunked(_taps(site, weights)), _chunked(lines)), key=lambda both: len(both[0]))
+    return _convolved(site, r, *chunked)
+
+
+def _taps(site: Site, weights: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Where each position of the window lies, and its weights [columns, channels]."""
+    (dh, dw), (kh, kw), x = site.op.ints_attr("dilations"), weights.shape[2:], site.view(0)
+    row, pixel = dh * x.row_stride, dw * x.pixel_stride
+    return [(i * row + j * pixel, weights[:, :, i, j]) for i in range(kh) for j in range(kw)]
+
+
+def _convolved(site: Site, r: View, offsets: tuple[int, ...], weights: NDArray[np.int8]) -> Operands:
     x, y = site.view(0), site.output
-    (sh, sw), (dh, dw) = site.op.ints_attr("strides"), site.op.ints_attr("dilations")
+    sh, sw = site.op.ints_attr("strides")
     walks = (
         (x.offset + window_start(site), x.sample_stride, sh * x.row_stride, sw * x.pixel_stride),
         (y.offset, y.sample_stride, y.row_stride, y.pixel_stride),
         (r.offset, r.sample_stride, r.row_stride, r.pixel_stride),
     )
-    columns, _, kh, kw = weights.shape
-    row, pixel = dh * x.row_stride, dw * x.pixel_stride
-    taps = [(i * row + j * pixel, weights[:, :, i, j]) for i in range(kh) for j in range(kw)]
-    lines = [(i * row, _line(weights[:, :, i], pixel)) for i in range(kh)]
-    # A line of pixels with few channels makes fuller chunks than each pixel alone.
-    offsets, packed = min((_chunked(taps), _chunked(lines)), key=lambda chunked: len(chunked[0]))
     plane = y.height * y.width
-    return Operands(y.samples * plane, plane, y.width, columns, *walks, offsets=offsets, weights=packed)
+    return Operands(
+        y.samples * plane, plane, y.width, weights.shape[0], *walks, depth=0, offsets=offsets, weights=weights
+    )
 
 
 def _line(weights: NDArray[np.int64], pixel: int) -> NDArray[np.int64]:
@@ -123,15 +155,3 @@ def _chunked(runs: list[tuple[int, NDArray[np.int64]]]) -> tuple[tuple[int, ...]
     offsets = tuple(start + at for start, w in runs for at in range(0, w.shape[1], CHUNK))
     parts = [np.pad(w, ((0, 0), (0, -w.shape[1] % CHUNK))) for _, w in runs]
     return offsets, np.concatenate(parts, axis=1).astype(np.int8)
-
-
-def vectors(site: Site, weights: NDArray[np.int8], size: int) -> Iterator[NDArray[np.generic]]:
-    """One entry per output channel, zeros up to ``size``: the accumulators' start, m, c, and mr where there is one.
-
-    Accumulators start at -zp * Σw, which is exact modulo 2**32: padding holds the zero point, and the true
-    sum fits 32 bits.
-    """
-    start = (-site.zero_point(0) * weights.astype(np.int64).sum(axis=1)).astype(np.int32)
-    slots = (2, 3, 5) if len(site.op.operands) > 4 else (2, 3)
-    given = (np.broadcast_to(site.array(slot).reshape(-1), start.shape) for slot in slots)
-    return (np.pad(v, (0, size - len(v))) for v in (start, *given))

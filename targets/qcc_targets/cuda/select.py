@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from qcc_targets.cpu.kernel import Site
+from qcc_targets.cuda.dot import depthwise, row_product
 from qcc_targets.cuda.kernel import CudaKernel, generic
 from qcc_targets.cuda.tensor import tensor
 
 
 def select(site: Site) -> CudaKernel:
     """The kernel for ``site``. Raises TargetError when no template builds the operation."""
-    return tensor(site) or generic(site)
+    return row_product(site) or tensor(site) or depthwise(site) or generic(site)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import tirx
-from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.ir.packing import code_bits
-from qcc_targets.cpu.kernel import Kernel, Pointers, Site, View, pack, primitive
+from qcc_targets.cpu.kernel import Site
 from qcc_targets.cuda.kernel import CudaKernel
-from qcc_targets.cuda.operands import CHUNK, Operands, Walk, operands, vectors
+from qcc_targets.cuda.operands import CHUNK, operands
+from qcc_targets.cuda.shape import DeviceCall, Form, device_kernel, weight_bits
 
 _STEP: Final = 4 * CHUNK
 """Elements of the reduction between two barriers."""
@@ -62,66 +59,21 @@ _WIDEST: Final = 64
 
 def tensor(site: Site) -> CudaKernel | None:
     """The kernel of a convolution or dense layer, or None where its operands do not lie in aligned bytes."""
-    if site.op.kind not in ("iconv2d", "idense") or (found := operands(site)) is None or found.vector < 4:
+    if (found := operands(site)) is None or site.view(0).itemsize != 1 or found.vector < 4:
         return None
     fitting = [t for t in _TILES if site.output.itemsize < 4 or t.rows * t.columns <= _WIDEST * _WIDEST]
     tile = min(fitting, key=lambda t: t.cost(found.rows, found.columns))
-    bits = _bits(site)
-    residual = site.view(4) if len(site.op.operands) > 4 else None
-    blob = _constants(site, found, tile, bits, residual)
-    symbol = _symbol(site, found, tile, bits, residual)
-
-    def body(pointers: Pointers) -> None:
-        x, *r = pointers.inputs
-        with T.launch_thread("threadIdx.x", tile.threads):
-            other = r or [x]
-            T.evaluate(tirx.call_extern("void", symbol, x, *other, pointers.constants, pointers.output))
-
-    name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
-    kernel = Kernel(name, primitive(site.inputs, site.output, body, noalias=False), blob)
-    return CudaKernel(kernel, (tile.blocks(found.rows, found.columns), 1, 1), (tile.threads, 1, 1))
-
-
-def _bits(site: Site) -> int:
-    """The bits that weights are stored in: 2, 4 or 8."""
-    if site.zero_point(1):
-        return 8
-    bits = code_bits(site.op.operands[1], site.array(1)) if site.op.operands[1].type.dtype == "i8" else None
-    return 8 if bits is None or bits > 4 else 4 if bits > 2 else 2
-
-
-def _symbol(site: Site, o: Operands, tile: Tile, bits: int, residual: View | None) -> str:
-    """The instance of the device function template."""
-    numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, o.vector, bits)
-    views = (site.view(0), residual or site.view(0), site.output)
-    flags = "true" if residual else "false"
-    return (
-        f"qcc::tensor_product<{', '.join(map(str, numbers))}, {flags}, {', '.join(f'{v.tvm_dtype}_t' for v in views)}>"
-    )
-
-
-def _constants(site: Site, o: Operands, tile: Tile, bits: int, residual: View | None) -> bytes:
-    """``TensorShape`` and what it points to."""
-    columns = -(-o.columns // tile.columns) * tile.columns
-    chunks = len(o.offsets)
+    bits = weight_bits(site)
+    chunks = len(found.offsets)
     steps = -(-chunks * CHUNK // _STEP)
-    offsets = np.array(o.offsets + (0,) * (steps * _STEP // CHUNK - chunks), np.int32)
+    columns = -(-found.columns // tile.columns) * tile.columns
     weights = np.zeros((columns, steps * _STEP), np.int8)
-    weights[: o.columns, : chunks * CHUNK] = o.weights
-    arrays: Sequence[NDArray[np.generic]] = [offsets, *vectors(site, o.weights, columns), packed(weights, bits)]
-    numbers = [o.rows, o.columns, columns, steps, o.plane, o.width, *o.x, *o.y, *o.r]
-    numbers += [site.op.int_attr(k) for k in ("shift", "qmin", "qmax")]
-    numbers += [_whole_chunks(site.output, o.y), residual is not None and _whole_chunks(residual, o.r)]
-    shape = np.zeros(len(numbers) + 6, np.int32)
-    _, (_, first, *rest) = pack(shape, *arrays)
-    *given, weights_at = rest
-    start, scale, bias, r_scale = (*given, 0)[:4]
-    shape[:] = [*numbers, first, start, scale, bias, r_scale, weights_at]
-    return pack(shape, *arrays)[0]
-
-
-def _whole_chunks(view: View, walk: Walk) -> bool:
-    return not view.external and all(n * view.itemsize % CHUNK == 0 for n in walk)
+    weights[: found.columns, : chunks * CHUNK] = found.weights
+    form = Form(columns, steps, steps * _STEP // CHUNK, packed(weights, bits), CHUNK)
+    numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, found.vector, bits)
+    name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
+    blocks = tile.blocks(found.rows, found.columns)
+    return device_kernel(site, found, form, DeviceCall(name, "tensor_product", numbers, blocks, tile.threads))
 
 
 def packed(weights: NDArray[np.int8], bits: int) -> NDArray[np.generic]:

@@ -13,6 +13,8 @@
 //                                    b[0..1] hold column g and rows 4t, 16+4t (.. + 3),
 //                                    c[0..3] hold rows g, g, g+8, g+8 and columns 2t, 2t+1, 2t, 2t+1.
 //   dot_u8s8(a, b, c), dot_s8s8      c + the sum of the products of four bytes.
+//   bytes(a, b, select)              byte i of the result is byte (select >> 4 i & 7) of a (0 .. 3) and b (4 .. 7).
+//   warp_sum(value)                  the sum of the 32 lanes' values, in every lane.
 #ifndef QCC_PTX_CUH
 #define QCC_PTX_CUH
 
@@ -100,6 +102,15 @@ __device__ __forceinline__ int dot_s8s8(uint32_t a, uint32_t b, int c) {
   int d;
   asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
+}
+
+__device__ __forceinline__ uint32_t bytes(uint32_t a, uint32_t b, uint32_t select) {
+  return __byte_perm(a, b, select);
+}
+
+__device__ __forceinline__ int warp_sum(int value) {
+  for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+  return value;
 }
 
 }  // namespace qcc

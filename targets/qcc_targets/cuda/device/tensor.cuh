@@ -10,35 +10,6 @@
 
 namespace qcc {
 
-// Begins the constants; the last block tells where in them the vectors lie. Distances are in elements.
-struct TensorShape {
-  int rows, columns, padded_columns, steps;
-  int plane, width;  // output pixels of a sample, of a row
-  int x_start, x_sample, x_row, x_column;
-  int y_start, y_sample, y_row, y_column;
-  int r_start, r_sample, r_row, r_column;
-  int shift, qmin, qmax;
-  int y_vectors, r_vectors;  // whether whole 16-byte chunks of a row can be stored, loaded
-  int offsets, start, scale, bias, r_scale, weights;
-};
-
-__device__ __forceinline__ int place(int row, int plane, int width, int start, int sample, int line, int column) {
-  const int in_plane = row % plane;
-  return start + row / plane * sample + in_plane / width * line + in_plane % width * column;
-}
-
-// Signed weights of BITS bits from the word that holds a lane's share: bytes of b[0] and b[1] side by side.
-template <int BITS>
-__device__ __forceinline__ void unpack(uint32_t (&b)[2], uint32_t word) {
-  constexpr uint32_t MASK = BITS == 4 ? 0x0f0f0f0fu : 0x03030303u;
-  constexpr uint32_t SIGN = BITS == 4 ? 0x08080808u : 0x02020202u;
-  constexpr uint32_t FILL = BITS == 4 ? 0x1eu : 0x7eu;  // times the sign bit: all bits above it
-  b[0] = word & MASK;
-  b[1] = word >> BITS & MASK;
-  b[0] |= (b[0] & SIGN) * FILL;
-  b[1] |= (b[1] & SIGN) * FILL;
-}
-
 __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint8_t) {
   mma_u8s8(c, a, b);
 }
@@ -136,7 +107,8 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
         } else {
           const int column = warp_n + n * 8 + lane / 4 + (BITS == 4 ? half * BN : 0);
           const uint32_t word = *reinterpret_cast<const uint32_t *>(b + column * 16 + lane % 4 * 4);
-          unpack<BITS == 8 ? 4 : BITS>(right[n], BITS == 4 ? word : word >> 4 * half);
+          right[n][0] = unpacked<BITS>(word, BITS == 4 ? 0 : 2 * half);
+          right[n][1] = unpacked<BITS>(word, BITS == 4 ? 1 : 2 * half + 1);
         }
       }
 #pragma unroll
@@ -188,9 +160,7 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
                          r[place(row, s.plane, s.width, s.r_start, s.r_sample, s.r_row, s.r_column) + column]) *
                      r_scale[column];
         }
-        total >>= s.shift;
-        total = total < s.qmax ? total : s.qmax;
-        *to = static_cast<Out>(total > s.qmin ? total : s.qmin);
+        *to = static_cast<Out>(finished(total, s));
       }
     }
   }

@@ -1,0 +1,44 @@
+// What the kernels of convolutions and dense layers share: their constants, places of pixels, how they end.
+#ifndef QCC_SHAPE_CUH
+#define QCC_SHAPE_CUH
+
+namespace qcc {
+
+// Begins the constants; the last block tells where in them the vectors lie. Distances are in elements.
+struct TensorShape {
+  int rows, columns, padded_columns, steps, depth;
+  int plane, width;  // output pixels of a sample, of a line
+  int x_start, x_sample, x_row, x_column;
+  int y_start, y_sample, y_row, y_column;
+  int r_start, r_sample, r_row, r_column;
+  int shift, qmin, qmax;
+  int y_vectors, r_vectors;  // whether whole 16-byte chunks of a row can be stored, loaded
+  int offsets, start, scale, bias, r_scale, weights;
+};
+
+__device__ __forceinline__ int place(int row, int plane, int width, int start, int sample, int line, int column) {
+  const int in_plane = row % plane;
+  return start + row / plane * sample + in_plane / width * line + in_plane % width * column;
+}
+
+// The dyadic requantization of acc * m + c (and r * mr).
+__device__ __forceinline__ int64_t finished(int64_t total, const TensorShape &s) {
+  total >>= s.shift;
+  total = total < s.qmax ? total : s.qmax;
+  return total > s.qmin ? total : s.qmin;
+}
+
+// The four signed bytes number `part` of a word that holds 32 / BITS codes, those of a part BITS bits apart.
+template <int BITS>
+__device__ __forceinline__ uint32_t unpacked(uint32_t word, int part) {
+  if (BITS == 8) return word;
+  constexpr uint32_t MASK = BITS == 4 ? 0x0f0f0f0fu : 0x03030303u;
+  constexpr uint32_t SIGN = BITS == 4 ? 0x08080808u : 0x02020202u;
+  constexpr uint32_t FILL = BITS == 4 ? 0x1eu : 0x7eu;  // times the sign bit: all bits above it
+  const uint32_t codes = word >> BITS * part & MASK;
+  return codes | (codes & SIGN) * FILL;
+}
+
+}  // namespace qcc
+
+#endif

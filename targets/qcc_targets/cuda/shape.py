@@ -1,0 +1,96 @@
+"""Calls of the device function templates that take a ``TensorShape`` (see ``device/shape.cuh``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
+
+from qcc.ir.packing import code_bits
+from qcc_targets.cpu.kernel import Kernel, Pointers, Site, View, pack, primitive
+from qcc_targets.cuda.kernel import CudaKernel
+from qcc_targets.cuda.operands import Operands, Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kernel's own form of its operands: columns padded, steps of its loop, offsets padded, weights packed.
+
+    Results are stored whole ``vector`` bytes at a time where they lie so.
+    """
+
+    columns: int
+    steps: int
+    offsets: int
+    weights: NDArray[np.generic]
+    vector: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCall:
+    """A kernel's name, its device function with its leading template arguments, and its launch."""
+
+    name: str
+    function: str
+    numbers: tuple[int, ...]
+    blocks: int
+    threads: int
+
+
+def device_kernel(site: Site, o: Operands, form: Form, call: DeviceCall) -> CudaKernel:
+    """The kernel whose threads all call one device function."""
+    residual = site.view(4) if len(site.op.operands) > 4 else None
+    types = ", ".join(f"{v.tvm_dtype}_t" for v in (site.view(0), residual or site.view(0), site.output))
+    arguments = [*map(str, call.numbers), "true" if residual else "false", types]
+    symbol = f"qcc::{call.function}<{', '.join(arguments)}>"
+
+    def body(pointers: Pointers) -> None:
+        x, *r = pointers.inputs
+        with T.launch_thread("threadIdx.x", call.threads):
+            T.evaluate(tirx.call_extern("void", symbol, x, *(r or [x]), pointers.constants, pointers.output))
+
+    func = primitive(site.inputs, site.output, body, noalias=False)
+    blob = _constants(site, o, form, residual)
+    return CudaKernel(Kernel(call.name, func, blob), (call.blocks, 1, 1), (call.threads, 1, 1))
+
+
+def weight_bits(site: Site) -> int:
+    """The bits that the weights of ``site`` are stored in: 2, 4 or 8."""
+    weights = site.op.operands[1]
+    bits = code_bits(weights, site.array(1)) if weights.type.dtype == "i8" and not site.zero_point(1) else None
+    return 8 if bits is None or bits > 4 else 4 if bits > 2 else 2
+
+
+def _constants(site: Site, o: Operands, form: Form, residual: View | None) -> bytes:
+    """A ``TensorShape`` and what it points to."""
+    offsets = np.array(o.offsets + (0,) * (form.offsets - len(o.offsets)), np.int32)
+    arrays = [offsets, *_vectors(site, o, form.columns), form.weights]
+    numbers = [o.rows, o.columns, form.columns, form.steps, o.depth, o.plane, o.width, *o.x, *o.y, *o.r]
+    numbers += [site.op.int_attr(k) for k in ("shift", "qmin", "qmax")]
+    numbers += [_whole(site.output, o.y, form), residual is not None and _whole(residual, o.r, form)]
+    shape = np.zeros(len(numbers) + 6, np.int32)
+    _, (_, first, *rest) = pack(shape, *arrays)
+    *given, weights = rest
+    start, scale, bias, r_scale = (*given, 0)[:4]
+    shape[:] = [*numbers, first, start, scale, bias, r_scale, weights]
+    return pack(shape, *arrays)[0]
+
+
+def _whole(view: View, walk: Walk, form: Form) -> bool:
+    return not view.external and all(n * view.itemsize % form.vector == 0 for n in walk)
+
+
+def _vectors(site: Site, o: Operands, size: int) -> Iterator[NDArray[np.generic]]:
+    """One entry per output channel, zeros up to ``size``: the accumulators' start, m, c, and mr where there is one.
+
+    Accumulators start at -zp * Σw, which is exact modulo 2**32: padding holds the zero point, and the true
+    sum fits 32 bits.
+    """
+    start = (-site.zero_point(0) * o.weights.astype(np.int64).sum(axis=1)).astype(np.int32)
+    slots = (2, 3, 5) if len(site.op.operands) > 4 else (2, 3)
+    given = (np.broadcast_to(site.array(slot).reshape(-1), start.shape) for slot in slots)
+    return (np.pad(v, (0, size - len(v))) for v in (start, *given))
