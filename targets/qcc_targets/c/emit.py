@@ -210,8 +210,10 @@ class FunctionEmitter:
         if kind == "Select":
             parts = (expr.condition, expr.true_value, expr.false_value)
             return "({} ? {} : {})".format(*map(self._expr, parts))
+        if kind == "Call" and expr.op.name == "prim.if_then_else":
+            return "({} ? {} : {})".format(*map(self._expr, expr.args))
         if kind == "RShift":
-            return f"{self._helper(f'shift_right_{_dtype(expr)}')}({self._expr(expr.a)}, {self._expr(expr.b)})"
+            return self._shift_right(expr)
         if kind == "LShift":
             return self._shift_left(expr)
         if kind in _BINARY:
@@ -228,6 +230,9 @@ class FunctionEmitter:
         if dtype == "uint8":
             return self._address(name, index)
         return f"{self._helper(f'load_{dtype}')}({self._pointer(name, index, dtype)})"
+
+    def _shift_right(self, expr: Any) -> str:
+        return f"{self._helper(f'shift_right_{_dtype(expr)}')}({self._expr(expr.a)}, {self._expr(expr.b)})"
 
     def _shift_left(self, expr: Any) -> str:
         """By way of the unsigned type: C99 leaves shifts of negative numbers undefined."""

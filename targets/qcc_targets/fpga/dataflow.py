@@ -128,6 +128,8 @@ class _Lowering:
         return self._arrays[name].astype(np.int64)
 
     def _requant(self, o: Op, m: int | None, c: int, mr: int | None = None) -> Requant:
+        if o.int_attr("qmin") == o.int_attr("qmax"):
+            raise TargetError(f"{o}: every element of its result is {o.int_attr('qmin')}; fold it into its readers")
         return Requant(
             np.ones(1, np.int64) if m is None else self._spread(o, m),
             self._spread(o, c),
@@ -164,6 +166,8 @@ class _Lowering:
         flow = self._flow(o.operands[0], o)
         weights = self._const(o, 1) - _zero_point(o.operands[1])
         residual = (self._rows(o, 4),) if len(o.operands) > 4 else ()
+        if len(flow.shape) == 3:
+            raise TargetError(f"{o}: it reduces the columns of %{o.operands[0].name}, which do not arrive together")
         if len(flow.shape) == 1:
             s = flow.stream
             split = weights[:, flow.order].reshape(1, len(weights), *s.shape)

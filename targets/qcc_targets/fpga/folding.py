@@ -32,7 +32,7 @@ def output_channels(stage: Stage) -> int:
     if isinstance(stage, Contraction) and not stage.channelwise:
         return int(stage.weights.shape[1])
     if isinstance(stage, Concat):
-        return gcd(*stage.runs)
+        return gcd(*stage.runs, stage.output.channels)
     if isinstance(stage, Move):
         return gcd(stage.x.channels, stage.output.channels, stage.first)
     return stage.output.channels

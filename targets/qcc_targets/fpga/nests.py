@@ -127,8 +127,11 @@ class _Tensors:
         return self.loaded[name]
 
     def factor(self, name: str, array: Array, channels: tuple[int, ...]) -> Any:
-        """A constant of the epilogue as a function of (h, w, *channel indices), int64."""
-        if (array == array.flat[0]).all():
+        """A constant of the epilogue as a function of (h, w, *channel indices), int64.
+
+        Zeros stay an array: as literals they would leave the sum unused, and with it the nest without a reduction.
+        """
+        if array.flat[0] and (array == array.flat[0]).all():
             return lambda *_: _int64(int(array.flat[0]))
         if array.ndim == 1:
             loaded = self.constant(name, array.reshape(channels))
