@@ -18,7 +18,7 @@ _WORD: Final = 4
 """Elements that one instruction multiplies."""
 
 _FEW_ROWS: Final = 4
-"""Rows for which weights are read once and no tensor core is worth its tile; also the rows of one warp."""
+"""Rows of a dense layer for which no tensor core is worth its tile: a warp computes all of them."""
 
 
 def depthwise(site: Site) -> CudaKernel | None:
@@ -36,16 +36,16 @@ def depthwise(site: Site) -> CudaKernel | None:
 
 
 def row_product(site: Site) -> CudaKernel | None:
-    """The kernel of a dense layer of few rows, or of inputs wider than a byte; None for others."""
+    """The kernel of a dense layer of few rows; None for others."""
     if site.op.kind != "idense" or (found := operands(site)) is None:
         return None
-    if site.view(0).itemsize == 1 and (found.rows > _FEW_ROWS or found.vector % _WORD):
+    if found.rows > _FEW_ROWS or (found.itemsize == 1 and found.vector % _WORD):
         return None
     bits = weight_bits(site)
     packed = row_words(found.weights, bits)
-    rows = min(found.rows, _FEW_ROWS)
+    rows = found.rows
     form = Form(found.columns, packed.shape[1], 1, packed, _WORD)
-    blocks = -(-found.columns * _LANES // THREADS) * -(-found.rows // rows)
+    blocks = -(-found.columns * _LANES // THREADS)
     name = f"dot.{rows}row" + (f".{bits}bit" if bits < 8 else "")
     return device_kernel(site, found, form, DeviceCall(name, "row_product", (rows, bits), blocks, THREADS))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -29,7 +29,7 @@ class Operands:
 
     ``rows`` output pixels in planes of ``plane`` with ``width`` pixels a line, ``columns`` output channels.
     ``depth`` is the length of a dense layer's reduction, which is one run. Chunk i of a reduction is ``CHUNK``
-    elements from ``offsets[i]`` on; ``weights`` [columns, len(offsets) * CHUNK] int8 are zero where a chunk
+    bytes from element ``offsets[i]`` on; ``weights`` [columns, elements of all chunks] int8 are zero where a chunk
     reaches over what it stands for.
     """
 
@@ -41,13 +41,20 @@ class Operands:
     y: Walk
     r: Walk
     depth: int
+    itemsize: int
     offsets: tuple[int, ...]
     weights: NDArray[np.int8]
 
+    def in_bytes(self) -> Operands:
+        """The same with distances in the input counted in bytes."""
+        size, (start, sample, line, column) = self.itemsize, self.x
+        x = (start * size, sample * size, line * size, column * size)
+        return replace(self, x=x, offsets=tuple(n * size for n in self.offsets))
+
     @property
     def vector(self) -> int:
-        """The elements, at most ``CHUNK``, to which every chunk is aligned."""
-        return gcd(CHUNK, *self.x, *self.offsets)
+        """The bytes, at most ``CHUNK``, to which every chunk is aligned."""
+        return gcd(CHUNK, *(n * self.itemsize for n in (*self.x, *self.offsets)))
 
 
 def operands(site: Site) -> Operands | None:
@@ -93,8 +100,9 @@ def _dense(x: View, y: View, r: View, weights: NDArray[np.int64]) -> Operands | 
         return None
     x_walk, y_walk, r_walk = ((v.offset, 0, 0, w or 0) for v, w in zip((x, y, r), walks, strict=True))
     rows = x.size // x.shape[-1]
-    offsets, packed = _chunked([(0, weights)])
-    return Operands(rows, rows, rows, weights.shape[0], x_walk, y_walk, r_walk, weights.shape[1], offsets, packed)
+    offsets, packed = _chunked([(0, weights)], x.itemsize)
+    columns, depth = weights.shape
+    return Operands(rows, rows, rows, columns, x_walk, y_walk, r_walk, depth, x.itemsize, offsets, packed)
 
 
 def _rows(view: View) -> int | None:
@@ -116,7 +124,8 @@ def _convolution(site: Site, r: View, weights: NDArray[np.int64]) -> Operands:
     dh, dw = site.op.ints_attr("dilations")
     lines = [(i * dh * x.row_stride, _line(weights[:, :, i], dw * x.pixel_stride)) for i in range(weights.shape[2])]
     # A line of pixels with few channels makes fuller chunks than each pixel alone.
-    chunked = min((_chunked(_taps(site, weights)), _chunked(lines)), key=lambda both: len(both[0]))
+    choices = [_chunked(runs, x.itemsize) for runs in (_taps(site, weights), lines)]
+    chunked = min(choices, key=lambda both: len(both[0]))
     return _convolved(site, r, *chunked)
 
 
@@ -137,7 +146,7 @@ def _convolved(site: Site, r: View, offsets: tuple[int, ...], weights: NDArray[n
     )
     plane = y.height * y.width
     return Operands(
-        y.samples * plane, plane, y.width, weights.shape[0], *walks, depth=0, offsets=offsets, weights=weights
+        y.samples * plane, plane, y.width, weights.shape[0], *walks, 0, x.itemsize, offsets=offsets, weights=weights
     )
 
 
@@ -150,8 +159,9 @@ def _line(weights: NDArray[np.int64], pixel: int) -> NDArray[np.int64]:
     return line
 
 
-def _chunked(runs: list[tuple[int, NDArray[np.int64]]]) -> tuple[tuple[int, ...], NDArray[np.int8]]:
+def _chunked(runs: list[tuple[int, NDArray[np.int64]]], itemsize: int) -> tuple[tuple[int, ...], NDArray[np.int8]]:
     """Runs of the input, each with its weights [columns, length], cut into chunks."""
-    offsets = tuple(start + at for start, w in runs for at in range(0, w.shape[1], CHUNK))
-    parts = [np.pad(w, ((0, 0), (0, -w.shape[1] % CHUNK))) for _, w in runs]
+    size = CHUNK // itemsize
+    offsets = tuple(start + at for start, w in runs for at in range(0, w.shape[1], size))
+    parts = [np.pad(w, ((0, 0), (0, -w.shape[1] % size))) for _, w in runs]
     return offsets, np.concatenate(parts, axis=1).astype(np.int8)

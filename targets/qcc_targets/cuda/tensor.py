@@ -59,21 +59,34 @@ _WIDEST: Final = 64
 
 def tensor(site: Site) -> CudaKernel | None:
     """The kernel of a convolution or dense layer, or None where its operands do not lie in aligned bytes."""
-    if (found := operands(site)) is None or site.view(0).itemsize != 1 or found.vector < 4:
+    if (found := operands(site)) is None or site.view(0).dtype not in ("u8", "i8", "u16") or found.vector < 4:
         return None
+    # A result of 16-bit inputs takes two columns.
+    wide = found.itemsize == 2
+    needed = found.columns * found.itemsize
     fitting = [t for t in _TILES if site.output.itemsize < 4 or t.rows * t.columns <= _WIDEST * _WIDEST]
-    tile = min(fitting, key=lambda t: t.cost(found.rows, found.columns))
-    bits = weight_bits(site)
+    tile = min(fitting, key=lambda t: t.cost(found.rows, needed))
+    bits = 8 if wide else weight_bits(site)
     chunks = len(found.offsets)
     steps = -(-chunks * CHUNK // _STEP)
-    columns = -(-found.columns // tile.columns) * tile.columns
+    columns = -(-needed // tile.columns) * tile.columns
     weights = np.zeros((columns, steps * _STEP), np.int8)
-    weights[: found.columns, : chunks * CHUNK] = found.weights
+    weights[:needed, : chunks * CHUNK] = _by_bytes(found.weights) if wide else found.weights
     form = Form(columns, steps, steps * _STEP // CHUNK, packed(weights, bits), CHUNK)
     numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, found.vector, bits)
     name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
-    blocks = tile.blocks(found.rows, found.columns)
-    return device_kernel(site, found, form, DeviceCall(name, "tensor_product", numbers, blocks, tile.threads))
+    blocks = tile.blocks(found.rows, needed)
+    return device_kernel(
+        site, found.in_bytes(), form, DeviceCall(name, "tensor_product", numbers, blocks, tile.threads)
+    )
+
+
+def _by_bytes(weights: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Weights of 16-bit inputs as those of their bytes: the low ones in even rows, the high ones in odd rows."""
+    columns, depth = weights.shape
+    both = np.zeros((columns, 2, depth, 2), np.int8)
+    both[:, 0, :, 0] = both[:, 1, :, 1] = weights
+    return both.reshape(2 * columns, 2 * depth)
 
 
 def packed(weights: NDArray[np.int8], bits: int) -> NDArray[np.generic]:

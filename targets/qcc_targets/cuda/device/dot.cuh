@@ -42,7 +42,7 @@ __device__ __forceinline__ void depthwise(const In *x, const Res *r, const uint8
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int c = channel + i;
-    int64_t total = static_cast<int64_t>(sums[i] + start[c]) * scale[c] + bias[c];
+    int64_t total = static_cast<int64_t>(wrapped_sum(sums[i], start[c])) * scale[c] + bias[c];
     if (RESIDUAL && c < s.columns) total += static_cast<int64_t>(r[r_place + c]) * r_scale[c];
     results[i] = static_cast<Out>(finished(total, s));
   }
@@ -70,18 +70,16 @@ __device__ __forceinline__ int four(const In *x, uint32_t w, int sum) {
   }
 }
 
-// A dense layer: a warp computes one column of ROWS rows, its lanes sharing the reduction over `depth` elements.
+// A dense layer: a warp computes one column of all ROWS rows, its lanes sharing the reduction over `depth` elements.
 // Weights are [column][step][lane] words of 32 / BITS codes, zero beyond the reduction.
 template <int ROWS, int BITS, bool RESIDUAL, typename In, typename Res, typename Out>
 __device__ __forceinline__ void row_product(const In *x, const Res *r, const uint8_t *constants, Out *y) {
   constexpr int PARTS = 8 / BITS;
   const TensorShape &s = *reinterpret_cast<const TensorShape *>(constants);
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  const int blocks = (s.columns + warps - 1) / warps;
-  const int column = blockIdx.x % blocks * warps + threadIdx.x / 32, first = blockIdx.x / blocks * ROWS;
+  const int column = blockIdx.x * warps + threadIdx.x / 32;
   if (column >= s.columns) return;  // whole warps
   const uint32_t *w = reinterpret_cast<const uint32_t *>(constants + s.weights) + column * s.steps * 32 + lane;
-  const int last = s.rows - 1;
   int sums[ROWS];
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) sums[i] = 0;
@@ -91,23 +89,23 @@ __device__ __forceinline__ void row_product(const In *x, const Res *r, const uin
     if (from >= s.depth) continue;
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
-      const In *source = x + s.x_start + from + (first + i < last ? first + i : last) * s.x_column;
+      const In *source = x + s.x_start + from + i * s.x_column;
 #pragma unroll
       for (int part = 0; part < PARTS; ++part) sums[i] = four(source + 4 * part, unpacked<BITS>(word, part), sums[i]);
     }
   }
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) {
-    const int sum = warp_sum(sums[i]), row = first + i;
-    if (lane || row > last) continue;
+    const int sum = warp_sum(sums[i]);
+    if (lane) continue;
     const int start = reinterpret_cast<const int *>(constants + s.start)[column];
     const int scale = reinterpret_cast<const int *>(constants + s.scale)[column];
-    int64_t total = static_cast<int64_t>(sum + start) * scale +
+    int64_t total = static_cast<int64_t>(wrapped_sum(sum, start)) * scale +
                     reinterpret_cast<const int64_t *>(constants + s.bias)[column];
     if (RESIDUAL)
-      total += static_cast<int64_t>(r[s.r_start + row * s.r_column + column]) *
+      total += static_cast<int64_t>(r[s.r_start + i * s.r_column + column]) *
                reinterpret_cast<const int *>(constants + s.r_scale)[column];
-    y[s.y_start + row * s.y_column + column] = static_cast<Out>(finished(total, s));
+    y[s.y_start + i * s.y_column + column] = static_cast<Out>(finished(total, s));
   }
 }
 

@@ -8,7 +8,7 @@ namespace qcc {
 struct TensorShape {
   int rows, columns, padded_columns, steps, depth;
   int plane, width;  // output pixels of a sample, of a line
-  int x_start, x_sample, x_row, x_column;
+  int x_start, x_sample, x_row, x_column;  // in bytes where tensor cores read them
   int y_start, y_sample, y_row, y_column;
   int r_start, r_sample, r_row, r_column;
   int shift, qmin, qmax;
@@ -19,6 +19,11 @@ struct TensorShape {
 __device__ __forceinline__ int place(int row, int plane, int width, int start, int sample, int line, int column) {
   const int in_plane = row % plane;
   return start + row / plane * sample + in_plane / width * line + in_plane % width * column;
+}
+
+// a + b modulo 2^32: what accumulators hold is exact only with the start added.
+__device__ __forceinline__ int wrapped_sum(int a, int b) {
+  return static_cast<int>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
 }
 
 // The dyadic requantization of acc * m + c (and r * mr).

@@ -1,10 +1,13 @@
 // Convolutions and products with constant weights on integer tensor cores, as one implicit matrix product.
 //
 // Rows are output pixels, columns output channels. The reduction walks 16-byte chunks of the input, which lie
-// at offsets[chunk] from the pixel's first byte, whatever kernel window they come from; the input's halo holds
-// the padding. Four chunks are a step. Weights lie as the steps read them, zero beyond the true reduction, so
+// at offsets[chunk] from the pixel's first byte, whatever window position they come from; the input's halo
+// holds the padding. Four chunks are a step. Weights lie as the steps read them, zero beyond the true reduction, so
 // that a chunk may reach over what it stands for. Tiles go through a ring of STAGES buffers in shared memory;
 // 16-byte chunks of a row are permuted by (row / 2) % 4, which keeps ldmatrix free of bank conflicts.
+//
+// Unsigned 16-bit inputs are multiplied byte by byte: an even column sums the low bytes, the odd one beside it
+// the high ones, each with weights that are zero at the other bytes; so a result takes two columns.
 #ifndef QCC_TENSOR_CUH
 #define QCC_TENSOR_CUH
 
@@ -16,6 +19,9 @@ __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], co
 __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int8_t) {
   mma_s8s8(c, a, b);
 }
+__device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint16_t) {
+  mma_u8s8(c, a, b);
+}
 
 template <int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, int VECTOR, int BITS, bool RESIDUAL, typename In,
           typename Res, typename Out>
@@ -25,7 +31,9 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
   constexpr int A_BYTES = BM * 64, STAGE = A_BYTES + BN * 8 * BITS;
   constexpr int A_ROWS = BM * 4 / THREADS;
   constexpr int B_CHUNKS = BN * BITS / 2;
-  constexpr int PITCH = BN * sizeof(Out) + 16;
+  constexpr bool WIDE = sizeof(In) == 2;
+  constexpr int RESULTS = WIDE ? BN / 2 : BN;  // of a row of the tile
+  constexpr int PITCH = RESULTS * sizeof(Out) + 16;
   constexpr int BYTES = STAGES * STAGE > BM * PITCH ? STAGES * STAGE : BM * PITCH;
   static_assert(WM % 16 == 0 && WN % 16 == 0 && BM * 4 % THREADS == 0 && BYTES <= 49152, "");
   static_assert(BITS == 8 || BITS == 4 || BITS == 2, "");
@@ -34,7 +42,7 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
   const TensorShape &s = *reinterpret_cast<const TensorShape *>(constants);
   const int *offsets = reinterpret_cast<const int *>(constants + s.offsets);
   const int tiles = s.padded_columns / BN;
-  const int first_row = blockIdx.x / tiles * BM, first_column = blockIdx.x % tiles * BN;
+  const int first_row = blockIdx.x / tiles * BM, tile = blockIdx.x % tiles, first_column = tile * RESULTS;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int warp_m = warp / WARPS_N * WM, warp_n = warp % WARPS_N * WN;
 
@@ -52,7 +60,7 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
     for (int i = 0; i < A_ROWS; ++i) {
       const int row = thread / 4 + i * (THREADS / 4);
       uint8_t *to = a + row * 64 + ((thread % 4 ^ row / 2 % 4) << 4);
-      const In *source = x + from[i] + offset;
+      const uint8_t *source = reinterpret_cast<const uint8_t *>(x) + from[i] + offset;
 #pragma unroll
       for (int byte = 0; byte < 16; byte += VECTOR) cp_async<VECTOR>(to + byte, source + byte);
     }
@@ -62,10 +70,10 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
       if (BITS == 8) {
         const int column = chunk / 4;
         cp_async<16>(b + column * 64 + ((chunk % 4 ^ column / 2 % 4) << 4),
-                     w + (step * s.padded_columns + first_column) * 64 + chunk * 16);
+                     w + (step * s.padded_columns + tile * BN) * 64 + chunk * 16);
       } else {
         const int half = step * (BITS / 2) + chunk / BN;
-        cp_async<16>(b + chunk * 16, w + (half * s.padded_columns + first_column + chunk % BN) * 16);
+        cp_async<16>(b + chunk * 16, w + (half * s.padded_columns + tile * BN + chunk % BN) * 16);
       }
     }
   };
@@ -120,7 +128,7 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
   __syncthreads();
 
   // The tile of results takes the place of the operands; residual codes first, then what becomes of them.
-  constexpr int PER_CHUNK = 16 / sizeof(Out), ROW_CHUNKS = BN / PER_CHUNK;
+  constexpr int PER_CHUNK = 16 / sizeof(Out), ROW_CHUNKS = RESULTS / PER_CHUNK;
   constexpr bool STAGED = RESIDUAL && sizeof(Res) == sizeof(Out);
   if (STAGED) {
     for (int i = thread; i < BM * ROW_CHUNKS; i += THREADS) {
@@ -142,15 +150,17 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
 #pragma unroll
   for (int n = 0; n < WN / 8; ++n) {
 #pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      const int in_tile = warp_n + n * 8 + lane % 4 * 2 + second, column = first_column + in_tile;
-      const int from_start = start[column], m = scale[column];
+    for (int second = 0; second < (WIDE ? 1 : 2); ++second) {
+      const int in_tile = WIDE ? (warp_n + n * 8) / 2 + lane % 4 : warp_n + n * 8 + lane % 4 * 2 + second;
+      const int column = first_column + in_tile, m = scale[column];
       const int64_t c = bias[column];
 #pragma unroll
       for (int i = 0; i < WM / 8; ++i) {
         const int in_rows = warp_m + i * 8 + lane / 4;
         Out *to = reinterpret_cast<Out *>(memory + in_rows * PITCH) + in_tile;
-        int64_t total = static_cast<int64_t>(sums[i / 2][n][i % 2 * 2 + second] + from_start) * m + c;
+        uint32_t sum = static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + second]) + start[column];
+        if (WIDE) sum += static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + 1]) << 8;
+        int64_t total = static_cast<int64_t>(static_cast<int>(sum)) * m + c;
         if (STAGED) {
           total += static_cast<int64_t>(*reinterpret_cast<Res *>(to)) * r_scale[column];
         } else if (RESIDUAL) {
