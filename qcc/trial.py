@@ -55,7 +55,7 @@ def try_target(target: Target) -> None:
 
     Raises a QccError where either fails, MismatchError where the answer is wrong.
     """
-    graph = _small_graph()
+    graph = small_graph()
     x = np.arange(64, dtype=np.uint8).reshape(4, 16)
     with trial_session(graph, target) as session:
         got = session.run({"x": x}, raw=True)["y"]
@@ -63,7 +63,8 @@ def try_target(target: Target) -> None:
         raise MismatchError(f"target '{target.name}' computes a small dense layer wrongly")
 
 
-def _small_graph() -> Graph:
+def small_graph() -> Graph:
+    """A dense layer of a batch of 16 codes, u8 [N, 16] to u8 [N, 8]."""
     b = GraphBuilder("trial", Stage.INTEGER)
     x = b.input("x", (BATCH, 16), "u8", Quant(8, False, (Dyadic(1, 0),), 0))
     w = b.constant((np.arange(128).reshape(8, 16) % 13 - 6).astype(np.int8), "w")

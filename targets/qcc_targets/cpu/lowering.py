@@ -141,7 +141,7 @@ class _Lowering:
         value = o.operands[slot]
         place = self.places[value.name]
         if o.kind in WINDOWED and slot == 0:
-            return self._windowed(value, window_border(o))
+            return self._windowed(value, window_border(o), o.kind in CONTRACTIONS)
         if o.kind == "iconv2d" and not place.view.channels_last:
             return self._copied(value, views.CHANNELS_LAST)
         if o.kind == "idense" and slot == 0 and place.view.strides[-1] != 1:
@@ -204,12 +204,16 @@ class _Lowering:
         self.storages.append(Storage(view.dtype, views.extent(view), space, index))
         return Place(len(self.storages) - 1, view)
 
-    def _windowed(self, value: Value, border: Border) -> Place:
-        """The value in the arena, channels-last, with at least ``border`` around it; copied where it is not so."""
+    def _windowed(self, value: Value, border: Border, aligned: bool) -> Place:
+        """The value in the arena, channels-last, with at least ``border`` around it; copied where it is not so.
+
+        ``aligned`` asks for pixels that begin where 32-bit words do, if pixels are padded at all.
+        """
         place = self.places[value.name]
         view = place.view
+        fits = self.pixel is None or not aligned or all(n * view.itemsize % 4 == 0 for n in _pixels(view))
         covered = not border.halo or (view.halo.covers(border.halo) and view.fill == border.fill)
-        if view.channels_last and covered and self.storages[place.storage].space is Space.ARENA:
+        if view.channels_last and covered and fits and self.storages[place.storage].space is Space.ARENA:
             return place
         halo = border.halo
         if border.fill == zero_point(value.type):
@@ -258,6 +262,10 @@ class _Lowering:
         marked = tuple(None if v is None else mark(v, next(numbers)) for v in step.site.views)
         output = mark(step.site.output, step.output)
         return replace(step, site=replace(step.site, views=marked, output=output))
+
+
+def _pixels(view: View) -> tuple[int, int]:
+    return view.offset, view.pixel_stride
 
 
 def _transpose(low: _Lowering, o: Op) -> None:
