@@ -1,4 +1,4 @@
-"""Fast kernels for x86-64: templates in vectors, tiles and registers, one per operation and instruction set.
+"""Fast kernels: templates in vectors, tiles and registers, one per operation and instruction set.
 
 ``build`` answers for a site; what it does not cover, the generic templates do. A template cuts its
 work by a small analytical model (``blocking``), packs its constants at compile time (``contraction``,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Site, View
+from qcc_targets.cpu.simd.dot_neon import offset
 from qcc_targets.cpu.simd.lowbit import LowBit, low_bit
 from qcc_targets.cpu.simd.requant import Requant, fold
 from qcc_targets.cpu.simd.split import PLANES, Split
@@ -84,12 +85,15 @@ def contraction(site: Site, isa: Isa) -> Contraction | None:
         return None
     slot = 4 if len(tensors) > 2 else None
     split = Split(tensors[0]) if tensors[0].dtype in ("u16", "i16") else None
-    requant = fold(site, weights, residual=slot, wide_residual="ifma" in isa, centred=split is not None)
+    off = offset(isa, tensors[0].dtype)
+    requant = fold(site, weights, residual=slot, wide_residual="ifma" in isa, centred=split is not None, offset=off)
     if requant is None:
         return None
     geometry = _conv if site.op.kind == "iconv2d" else _dense
     work = geometry(site, tensors, weights, requant)
-    return work if work is None or split is None else _on_planes(work, split, weights, site.zero_point(0))
+    if work is None or split is None:
+        return work
+    return _on_planes(work, split, weights, site.zero_point(0) - off * split.unit)
 
 
 def _on_planes(work: Contraction, split: Split, weights: NDArray[np.int64], zero_point: int) -> Contraction:

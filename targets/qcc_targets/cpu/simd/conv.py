@@ -8,8 +8,9 @@ from functools import partial
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
-from qcc_targets.cpu.simd import conv_amx, conv_vnni
+from qcc_targets.cpu.simd import conv_amx, conv_neon, conv_vnni
 from qcc_targets.cpu.simd.blocking import amx_candidates, amx_cycles
+from qcc_targets.cpu.simd.blocking_neon import neon_candidates, neon_cycles
 from qcc_targets.cpu.simd.blocking_vnni import vnni_candidates, vnni_cycles
 from qcc_targets.cpu.simd.contraction import contraction
 
@@ -25,7 +26,7 @@ class Candidate:
 
 def candidates(site: Site, isa: Isa) -> list[Candidate]:
     """All ways to compute an ``iconv2d`` or ``idense`` with one group, the one of the best estimate first."""
-    work = contraction(site, isa) if "avx2" in isa else None
+    work = contraction(site, isa) if "avx2" in isa or "dotprod" in isa else None
     if work is None:
         return []
     found = []
@@ -33,7 +34,11 @@ def candidates(site: Site, isa: Isa) -> list[Candidate]:
         for tiled in amx_candidates(work):
             build = partial(conv_amx.build, site, isa, work, tiled)
             found.append(Candidate(f"tiles {tiled}", amx_cycles(work, tiled), build))
-    if not work.signed:
+    if "dotprod" in isa:
+        for laid in neon_candidates(work, isa):
+            neon = partial(conv_neon.build, site, isa, work, laid)
+            found.append(Candidate(f"neon {laid}", neon_cycles(work, isa, laid), neon))
+    elif not work.signed:
         for dotted in vnni_candidates(work, isa):
             made = partial(conv_vnni.build, site, isa, work, dotted)
             found.append(Candidate(f"vectors {dotted}", vnni_cycles(work, isa, dotted), made))

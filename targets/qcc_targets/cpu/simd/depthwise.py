@@ -17,8 +17,10 @@ from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, View, pack, primitive
 from qcc_targets.cpu.simd import emit
 from qcc_targets.cpu.simd.dot import Dot
+from qcc_targets.cpu.simd.dot_neon import dot, offset
 from qcc_targets.cpu.simd.emit import Expr, Memory
-from qcc_targets.cpu.simd.epilogue import Constants, Epilogue
+from qcc_targets.cpu.simd.epilogue import Constants
+from qcc_targets.cpu.simd.epilogue_neon import epilogue
 from qcc_targets.cpu.simd.flat import FlatBlock, Place
 from qcc_targets.cpu.simd.requant import Requant, fold
 
@@ -28,11 +30,11 @@ COLUMNS = 8
 
 def build(site: Site, isa: Isa) -> Kernel | None:
     """The kernel of an ``iconv2d`` whose groups have one input and one output channel each."""
-    if "avx2" not in isa or not _covered(site):
+    if not {"avx2", "dotprod"} & isa.features or not _covered(site):
         return None
     weights = site.array(1).astype(np.int64) - site.zero_point(1)
     residual = 4 if len(site.op.operands) > 4 else None
-    requant = fold(site, weights, residual=residual, wide_residual="ifma" in isa)
+    requant = fold(site, weights, residual=residual, wide_residual="ifma" in isa, offset=offset(isa, "u8"))
     if requant is None or weights.min() < -128 or weights.max() > 127:
         return None
     return _Template(site, isa, weights[:, 0], requant).build()
@@ -61,6 +63,10 @@ class _Template:
     isa: Isa
     weights: NDArray[np.int64]
     requant: Requant
+
+    @property
+    def dot(self) -> Dot:
+        return dot(self.isa)
 
     # Geometry
 
@@ -92,7 +98,7 @@ class _Template:
 
     @cached_property
     def chunks(self) -> list[_Chunk]:
-        whole, lanes = 4 * Dot(self.isa).lanes, Dot(self.isa).lanes
+        whole, lanes = 4 * self.dot.lanes, self.dot.lanes
         count, rest = divmod(self.requant.channels, whole)
         chunks = [_Chunk(0, whole, whole, count)] if count else []
         return chunks + ([_Chunk(count * whole, -(-rest // lanes) * lanes, rest, 1)] if rest else [])
@@ -101,14 +107,14 @@ class _Template:
 
     def build(self) -> Kernel:
         fused = "ifma" in self.isa and self.requant.narrow_products
-        epilogue = Epilogue(self.isa, self.requant.started() if fused else self.requant, fused)
+        ending = epilogue(self.isa, self.requant.started() if fused else self.requant, fused)
         arrays: list[NDArray[np.generic]] = []
         blocks = []
         for chunk in self.chunks:
-            block = FlatBlock(epilogue, self.columns, chunk.channels, chunk.valid)
+            block = FlatBlock(ending, self.columns, chunk.channels, chunk.valid)
             channels = chunk.start + np.arange(chunk.count)[:, None] * chunk.channels + np.arange(chunk.channels)
             channels = np.where(channels < self.requant.channels, channels, -1)
-            order = block.columns(channels).reshape(chunk.count, -1, epilogue.lanes)
+            order = block.columns(channels).reshape(chunk.count, -1, ending.lanes)
             starts = np.where(order < 0, 0, self.requant.start[np.maximum(order, 0)]).astype(np.int32)
             arrays += [self._pack(order), block.constants(channels), starts]
             blocks.append(block)
@@ -124,7 +130,7 @@ class _Template:
                 weights, constants, starts = (
                     emit.memory(pointers.constants, dtype, offset=start)
                     for dtype, start in zip(
-                        (Dot(self.isa).dtype, "int64", "int32"), at[3 * number : 3 * number + 3], strict=True
+                        (self.dot.dtype, "int64", "int32"), at[3 * number : 3 * number + 3], strict=True
                     )
                 )
                 self._chunk(chunk, block, _Operands(tensors, output, weights, constants, starts))
@@ -147,7 +153,7 @@ class _Template:
                         bytes_[..., byte] = per_lane[..., tap, :]
                 products.append(bytes_.transpose(0, 3, 1, 2, 4))  # [chunk, kw, vector, lane, 4]
         stacked = np.stack(products, axis=1).astype(np.int8)
-        return Dot(self.isa).pack(stacked)
+        return self.dot.pack(stacked)
 
     def _chunk(self, chunk: _Chunk, block: FlatBlock, operands: _Operands) -> None:
         """All results of the channels of ``chunk``."""
@@ -183,7 +189,7 @@ class _Block:
 
     @cached_property
     def dot(self) -> Dot:
-        return Dot(self.template.isa)
+        return self.template.dot
 
     @cached_property
     def vectors(self) -> int:

@@ -69,12 +69,14 @@ def fold(
     residual: int | None = None,
     wide_residual: bool = False,
     centred: bool = False,
+    offset: int = 0,
 ) -> Requant | None:
     """The requantization of a contraction with ``weights`` [O, …], which are less their zero point.
 
     ``residual`` is the slot of the residual operand, unsigned codes; its multiplier follows it, and may
     grow when scaled: to 32 bits, or where ``wide_residual`` as long as products fit 52. With
-    ``centred``, accumulators are sums over codes less the zero point instead. None where an accumulator
+    ``centred``, accumulators are sums over codes less the zero point instead, else over codes less
+    ``offset``. None where an accumulator
     may leave int32, or a result int32 before the clamp.
     """
     channels = len(weights)
@@ -85,8 +87,8 @@ def fold(
     if centred:
         floor, ceiling = _bounds(rows, low - zero_point, high - zero_point)
     else:
-        floor, ceiling = _bounds(rows, low, high)
-        c = c - zero_point * rows.sum(axis=1) * m
+        floor, ceiling = _bounds(rows, low - offset, high - offset)
+        c = c - (zero_point - offset) * rows.sum(axis=1) * m
     mr = None if residual is None else _vector(site, residual + 1, channels)
     most = 0 if residual is None else int(np.iinfo(DTYPES[site.op.operands[residual].type.dtype]).max)
     return scaled(site, m, c, mr, floor, ceiling, most, 52 - most.bit_length() if wide_residual else 32)

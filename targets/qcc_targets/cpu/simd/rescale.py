@@ -16,7 +16,7 @@ from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, View, pack, primitive
 from qcc_targets.cpu.simd import emit, positions
 from qcc_targets.cpu.simd.emit import Expr, Memory
-from qcc_targets.cpu.simd.epilogue import Epilogue
+from qcc_targets.cpu.simd.epilogue_neon import epilogue
 from qcc_targets.cpu.simd.flat import FlatBlock, Place
 from qcc_targets.cpu.simd.requant import Requant, scaled
 
@@ -29,7 +29,7 @@ LEAST_CHANNELS: Final = 8
 
 def build(site: Site, isa: Isa) -> Kernel | None:
     """The kernel of an ``ilinear`` of one or two tensors like its result, or None where it is another."""
-    if "avx2" not in isa or not _covered(site):
+    if not {"avx2", "neon"} & isa.features or not _covered(site):
         return None
     constants = [_per_channel(site.array(slot), site.output) for slot, v in enumerate(site.views) if v is None]
     vectors = [c for c in constants if c is not None]
@@ -99,7 +99,7 @@ class _Template:
 
     def build(self) -> Kernel:
         tiles, channels = self.tiles, self.site.output.shape[1]
-        block = _Codes(Epilogue(self.isa, self.requant), tiles.rows, channels, channels)
+        block = _Codes(epilogue(self.isa, self.requant), tiles.rows, channels, channels)
         blob, (start,) = pack(block.constants(np.arange(channels)[None]))
 
         def body(pointers: Pointers) -> None:

@@ -40,6 +40,11 @@ class Split:
         return PLANES * self.pitch
 
     @property
+    def unit(self) -> int:
+        """By how much a code is greater where both of its bytes are by one."""
+        return (1 << 8) + 1
+
+    @property
     def raised(self) -> int:
         """What was added to every code to make it unsigned."""
         return 1 << 15 if self.view.dtype == "i16" else 0
