@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from qcc.validation import Strict, read_document
+from qcc.documents import read_document
+from qcc.validation import Strict
 
 REPORT: Final = "search.json"
 """The file in a search's folder that holds its ``SearchReport``."""

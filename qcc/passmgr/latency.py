@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qcc.documents import read_document
 from qcc.errors import ConfigError
-from qcc.validation import read_document
 
 
 class LayerLatency(BaseModel):

@@ -18,10 +18,11 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import Field
 
+from qcc.documents import read_document
 from qcc.errors import TargetError
 from qcc.passmgr.context import Progress
 from qcc.passmgr.target import Tuned
-from qcc.validation import Strict, read_document
+from qcc.validation import Strict
 from qcc_targets.cpu.child import Child, Limits
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Site

@@ -8,8 +8,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from qcc.documents import read_document
 from qcc.errors import ConfigError
-from qcc.validation import Strict, read_document
+from qcc.validation import Strict
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
