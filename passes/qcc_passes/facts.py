@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from qcc.errors import PassError
+from qcc.ir.layout import Widths
 from qcc.ir.types import Quant
 from qcc_passes.histogram import Histogram
 from qcc_passes.observers import Observer
@@ -52,7 +53,11 @@ class BiasCorrections:
 
 @dataclass(frozen=True, slots=True)
 class BitPlan:
-    """Bits of layers' weights (by result name) and of activations (by value name); others keep the defaults."""
+    """Bits of layers' weights (by result name) and of activations (by value name); others keep the defaults.
+
+    ``widths`` are the bits of the output channels of layers where they are not all alike.
+    """
 
     weight_bits: Mapping[str, int]
     activation_bits: Mapping[str, int]
+    widths: Mapping[str, Widths] = field(default_factory=dict)

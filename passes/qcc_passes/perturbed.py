@@ -139,7 +139,7 @@ class LinearRows:
         self._widths = sorted({bits for _, bits in grids})
         made_by, arrays = producers(top.graph), constants(top.graph)
         self._layers = {
-            name: _changes(made_by[name], [weights[name, bits] for bits in widths], arrays, ctx.threads)
+            name: changes(made_by[name], [weights[name, bits] for bits in widths], arrays, ctx.threads)
             for name, widths in self._bits.items()
         }
 
@@ -165,7 +165,7 @@ class LinearRows:
         places = [self._weight_rows[name, bits] for bits in self._bits[name]]
         for sample in range(len(x)):
             (change,) = model.run({"x": np.ascontiguousarray(x[sample : sample + 1])}).values()
-            flat = _by_choice(o, change, len(places))
+            flat = by_choice(o, change, len(places))
             for probe, grad in enumerate(grads):
                 rows[places, probe, sample] += flat @ grad[sample].ravel()
 
@@ -180,7 +180,7 @@ class LinearRows:
                 rows[self._grid_rows[site, bits], probe] += products
 
 
-def _changes(o: Op, variants: Sequence[Variant], arrays: Arrays, threads: int) -> OrtModel:
+def changes(o: Op, variants: Sequence[Variant], arrays: Arrays, threads: int) -> OrtModel:
     """One layer with the changes of all ``variants`` as its weights: x [1, …] to [1, groups * variants * …]."""
     b = GraphBuilder("changes")
     x = b.input("x", (1, *o.operands[0].type.shape[1:]))
@@ -196,8 +196,8 @@ def _changes(o: Op, variants: Sequence[Variant], arrays: Arrays, threads: int) -
     return OrtModel(export_onnx(b.graph([y])), threads=threads, arena=False)
 
 
-def _by_choice(o: Op, change: Array, choices: int) -> Array:
-    """What ``_changes`` gives as [choices, elements of the layer's output]."""
+def by_choice(o: Op, change: Array, choices: int) -> Array:
+    """What ``changes`` gives as [choices, elements of the layer's output]."""
     if o.kind == "dense":
         rows: Array = change.reshape(-1, choices, o.result.type.shape[-1]).transpose(1, 0, 2)
     else:

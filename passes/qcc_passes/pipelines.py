@@ -29,7 +29,7 @@ SENSITIVITIES: Final = (
 )
 """Passes that measure what ``mixed-precision`` chooses by; the first two always do, the others on request."""
 
-NARROW: Final = ("mixed-precision", "assign-bits")
+NARROW: Final = ("mixed-precision", "precision-groups", "assign-bits")
 """Passes that choose bits; each runs on request, after calibration."""
 
 WIDEN: Final = "widen-residuals"

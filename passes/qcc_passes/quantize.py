@@ -78,10 +78,13 @@ class Quantize(Pass):
             grid = given[0] if given else self._fit(members, graph, origin, ctx)
             grids |= {v.name: grid for v in members.values}
         widths = self._weight_bits(graph, ctx)
+        plan = ctx.facts.find(BitPlan)
+        groups = plan.widths if plan is not None else {}
 
         def weight_grid(layer: str, weights: NDArray[Any]) -> Quant:
             bits = widths.get(layer, self.weight_bits)
-            return weight_quant(weights, bits, self.weight_granularity, self.weight_range, self._blocks(bits, weights))
+            layout = groups.get(layer) or self._blocks(bits, weights)
+            return weight_quant(weights, bits, self.weight_granularity, self.weight_range, layout)
 
         return attach(graph, grids, weight_grid)
 

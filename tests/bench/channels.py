@@ -1,0 +1,227 @@
+"""What regrouping channels buys at 4 bits: scales by tensor, by channel, by block, and bits by block of channels.
+
+    python tests/bench/channels.py run --out channels.jsonl [--draws 5] [--methods …] [MODEL ...]
+    python tests/bench/channels.py table --out channels.jsonl
+
+The first and last layer have 8 bits. ``groups`` (precision groups), ``layers`` (the same program and errors with one
+width per layer) and ``mixed`` (the pass mixed-precision, without refinement) have half a bit per weight more, on
+average, than the others. Draws are random parts of the calibration data; what is told is of the integer network
+against fp32 on evaluation data that no choice has seen. ``run`` appends a line per result, and leaves out what the
+file has already.
+"""
+
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from zoo import Subject, subject
+
+from qcc.artifact.sizes import layer_sizes
+from qcc.frontend.export import export_onnx
+from qcc.frontend.load import load_model
+from qcc.ir.graph import Graph
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import CalibrationData
+from qcc.passmgr.pipeline import Pipeline
+from qcc.passmgr.plugins import make_pass
+from qcc.passmgr.target import NARROW_BITS, Capabilities
+from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
+from qcc.verify.ort import OrtModel
+from qcc_passes.facts import BitPlan
+from qcc_passes.layers import layers
+
+MODELS: Final = ("kws_dscnn", "resnet20_cifar10", "squeezenet1_1", "mobilenet_v2_fc8")
+DRAWN: Final = {"kws_dscnn": 160, "resnet20_cifar10": 384, "squeezenet1_1": 192, "mobilenet_v2_fc8": 192}
+"""Calibration samples per draw."""
+START: Final = ("fold-batch-norm", "canonicalize", "equalize", "calibrate")
+BLOCKED: Final = {"weight_block": 32}
+FLOATING: Final = {"weight_block": 16, "exponent_bits": 3, "weight_granularity": "tensor"}
+EXTRA: Final = 0.5
+"""Bits per weight that the mixed ones have above 4."""
+
+Recipe = tuple[Sequence[tuple[str, dict[str, Any]]], dict[str, Any]]
+"""Passes between calibration and quantization with their options, and options of quantize."""
+
+
+def recipe(method: str, budget: float) -> Recipe:
+    """How ``method`` compiles; ``budget`` is the average of bits of the mixed ones."""
+    budgets = {"bits": budget}
+    ordered = ("rearrange-channels", {"by": "reading"})
+    found: dict[str, Recipe] = {
+        "tensor": ((), {"weight_granularity": "tensor"}),
+        "channel": ((), {}),
+        "block 32": ((), BLOCKED),
+        "block 32 rearranged": ((ordered,), BLOCKED),
+        "block floating point": ((), FLOATING),
+        "groups": ((("precision-groups", {"budgets": budgets}),), {}),
+        "groups unsorted": ((("precision-groups", {"budgets": budgets, "rearrange": False}),), {}),
+        "layers": ((("precision-groups", {"budgets": budgets, "align": 1 << 20, "rearrange": False}),), {}),
+        "mixed": (
+            (
+                ("sensitivity-gauss-newton", {}),
+                ("sensitivity-perturbation", {}),
+                ("mixed-precision", {"budgets": budgets, "tries": 0}),
+            ),
+            {},
+        ),
+    }
+    return found[method]
+
+
+METHODS: Final = (
+    "tensor",
+    "channel",
+    "block 32",
+    "block 32 rearranged",
+    "block floating point",
+    "groups",
+    "groups unsorted",
+    "layers",
+    "mixed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One model, calibrated on one draw, and its evaluation data with what fp32 makes of them."""
+
+    case: Subject
+    graph: Graph
+    ctx: PassContext
+    evaluation: NDArray[Any]
+    exact: NDArray[Any]
+
+    @classmethod
+    def of(cls, model: str, number: int, limit: int | None, cache: Path) -> Draw:
+        """Draw ``number``; ``limit`` bounds the evaluation samples."""
+        case = subject(model)
+        chosen = np.random.default_rng(number).permutation(len(case.calibration))[: DRAWN[model]]
+        able = Capabilities(weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
+        ctx = PassContext(capabilities=able, cache=cache)
+        ctx.facts.put(CalibrationData({case.input: case.calibration[chosen].astype(np.float32)}))
+        graph = Pipeline(tuple(map(make_pass, START))).run(load_model(case.path).graph, ctx)
+        evaluation = case.evaluation[:limit].astype(np.float32)
+        (exact,) = OrtModel(case.path).run_batched({case.input: evaluation}, 16).values()
+        return cls(case, graph, ctx, evaluation, exact)
+
+    @property
+    def budget(self) -> float:
+        """The average of bits when all but the first and last layer have half a bit more than 4."""
+        found = layers(self.graph)
+        ends = found[0].parameters + found[-1].parameters
+        total = sum(layer.parameters for layer in found)
+        return (ends * 8 + (total - ends) * (4 + EXTRA)) / total
+
+    def result(self, method: str, activations: int) -> dict[str, Any]:
+        """Compile by ``method``, and judge."""
+        self.ctx.facts.put(BitPlan({}, {}))
+        between, options = recipe(method, self.budget)
+        passes = [make_pass(name, given) for name, given in between]
+        if activations < 8:
+            passes.append(make_pass("widen-residuals", {"bits": 8}))
+        bits = {"weight_bits": 4, "activation_bits": activations}
+        passes += [make_pass("quantize", {**bits, **options})]
+        passes += [make_pass(name) for name in ("round-weights", "bias-correct", "dyadic")]
+        integer = Pipeline(tuple(passes)).run(self.graph, self.ctx)
+        (value,) = integer.inputs
+        grid, outcome = value.type.quant, integer.outputs[0].type.quant
+        if grid is None or outcome is None:
+            raise SystemExit(f"{self.case.name}: an input or output has no grid")
+        (codes,) = OrtModel(export_onnx(integer)).run_batched({value.name: grid.quantize(self.evaluation)}, 16).values()
+        logits = outcome.dequantize(codes)
+        sizes = layer_sizes(integer)
+        size = sum(s.bytes for s in sizes)
+        row = {
+            "sqnr": sqnr_db(self.exact, logits),
+            "kl": kl_divergence(self.exact, logits),
+            "agreement": agreement(self.exact, logits),
+            "bytes": size,
+            "bits": 8 * size / sum(prod(s.shape) for s in sizes),
+            "samples": len(self.evaluation),
+        }
+        labels = self.case.labels
+        return row if labels is None else row | {"top1": top1(logits, labels[: len(logits)])}
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Append what is missing, draw by draw."""
+    done = {(r["model"], r["draw"], r["activations"], r["method"]) for r in read(chosen.out)}
+    for model in chosen.models or MODELS:
+        for number in range(chosen.first, chosen.draws):
+            cells = [(a, m) for a in chosen.activations for m in chosen.methods]
+            wanted = [cell for cell in cells if (model, number, *cell) not in done]
+            if not wanted:
+                continue
+            draw = Draw.of(model, number, chosen.limit, chosen.cache)
+            for activations, method in wanted:
+                start = time.monotonic()
+                row = draw.result(method, activations)
+                line = {"model": model, "draw": number, "activations": activations, "method": method, **row}
+                with chosen.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                shown = {k: round(v, 4) for k, v in row.items()}
+                clock = f"{time.strftime('%H:%M:%S')} {time.monotonic() - start:.0f} s"
+                print(clock, model, f"draw {number}, W4A{activations}, {method}:", shown, flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(chosen: argparse.Namespace) -> None:
+    """Means over the draws, and the gain over scales by channel draw by draw, with standard deviations."""
+    print("| model | bits | method | SQNR dB | gain | KL nats | top-1 % | bytes | bits per weight | draws |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    rows = read(chosen.out)
+    for model, activations in dict.fromkeys((r["model"], r["activations"]) for r in rows):
+        mine = [r for r in rows if (r["model"], r["activations"]) == (model, activations)]
+        base = {r["draw"]: r["sqnr"] for r in mine if r["method"] == "channel"}
+        for method in METHODS:
+            if some := [r for r in mine if r["method"] == method]:
+                print("|", " | ".join((model, f"W4A{activations}", method, *_cells(some, base))), "|")
+
+
+def _cells(some: Sequence[Mapping[str, Any]], base: Mapping[int, float]) -> Iterator[str]:
+    """Of one method's results by draw; ``base`` is the SQNR of scales by channel in each."""
+
+    def told(values: Sequence[float], digits: int, sign: str = "") -> str:
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return f"{np.mean(values):{sign}.{digits}f} ± {deviation:.{digits}f}" if values else "–"
+
+    yield told([r["sqnr"] for r in some], 2)
+    yield told([r["sqnr"] - base[r["draw"]] for r in some if r["draw"] in base], 2, "+")
+    yield told([r["kl"] for r in some], 4)
+    yield told([100 * r["top1"] for r in some if "top1" in r], 1)
+    yield from (f"{np.mean([r['bytes'] for r in some]):.0f}", f"{np.mean([r['bits'] for r in some]):.3f}")
+    yield str(len(some))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0, help="first draw")
+    parser.add_argument("--draws", type=int, default=5, help="end of the draws")
+    parser.add_argument("--activations", type=lambda text: [int(b) for b in text.split(",")], default=[8, 4])
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/qcc-bench-channels"))
+    chosen = parser.parse_args()
+    run(chosen) if chosen.what == "run" else table(chosen)
+
+
+if __name__ == "__main__":
+    main()
