@@ -21,7 +21,7 @@ _FEW_ROWS: Final = 4
 """Rows of a dense layer for which no tensor core is worth its tile: a warp computes all of them."""
 
 
-def depthwise(site: Site) -> CudaKernel | None:
+def depthwise(site: Site, *, halo: bool = False) -> CudaKernel | None:
     """The kernel of a depthwise convolution of aligned bytes, or None."""
     if (found := depthwise_operands(site)) is None or site.view(0).itemsize != 1 or found.vector % _WORD:
         return None
@@ -32,7 +32,7 @@ def depthwise(site: Site) -> CudaKernel | None:
     packed = np.ascontiguousarray(weights.reshape(-1, steps, _WORD).transpose(1, 0, 2))
     form = Form(quads * _WORD, steps, steps * _WORD, packed, _WORD)
     call = DeviceCall("depthwise.dot", "depthwise", (), -(-found.rows * quads // THREADS), THREADS)
-    return device_kernel(site, found, form, call)
+    return device_kernel(site, found, form, call, halo=halo)
 
 
 def row_product(site: Site) -> CudaKernel | None:
@@ -47,7 +47,7 @@ def row_product(site: Site) -> CudaKernel | None:
     form = Form(found.columns, packed.shape[1], 1, packed, _WORD)
     blocks = -(-found.columns * _LANES // THREADS)
     name = f"dot.{rows}row" + (f".{bits}bit" if bits < 8 else "")
-    return device_kernel(site, found, form, DeviceCall(name, "row_product", (rows, bits), blocks, THREADS))
+    return device_kernel(site, found, form, DeviceCall(name, "row_product", (rows, bits), blocks, THREADS), halo=False)
 
 
 def row_words(weights: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

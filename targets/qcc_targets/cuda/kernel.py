@@ -25,6 +25,8 @@ class CudaKernel:
     kernel: Kernel
     grid: Grid
     block: Grid
+    fills_halo: bool = False
+    """Whether it also writes the border around its result."""
 
 
 def generic(site: Site) -> CudaKernel:

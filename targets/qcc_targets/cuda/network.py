@@ -11,7 +11,7 @@ from tvm import tirx
 from qcc.errors import TargetError
 from qcc.ir.graph import Graph
 from qcc.runtime.cuda_program import Address, Launch
-from qcc_targets.cpu.lowering import Lowered, Space, lower
+from qcc_targets.cpu.lowering import FILL_HALO, Lowered, Space, Step, lower
 from qcc_targets.cpu.memory import MemoryPlan, Padding, plan
 from qcc_targets.cpu.network import Symbols, joined
 from qcc_targets.cuda.kernel import CudaKernel
@@ -35,7 +35,7 @@ def assemble(graph: Graph, batch: int) -> CudaNetwork:
     lowered = lower(graph, batch, padded_pixel)
     if large := [s for s in lowered.storages if s.size >= 1 << 31]:
         raise TargetError(f"a tensor of {large[0].size} elements is beyond 32-bit indices: use a smaller batch")
-    kernels = [select(step.site) for step in lowered.steps]
+    lowered, kernels = _selected(lowered)
     memory = plan(lowered, [k.kernel for k in kernels], PADDING)
     constants, starts = joined([k.kernel.constants for k in kernels], PADDING)
     symbols = Symbols()
@@ -44,6 +44,24 @@ def assemble(graph: Graph, batch: int) -> CudaNetwork:
         for number, (kernel, start) in enumerate(zip(kernels, starts, strict=True))
     )
     return CudaNetwork(symbols.functions, launches, constants, memory.size)
+
+
+def _selected(lowered: Lowered) -> tuple[Lowered, list[CudaKernel]]:
+    """The steps that need a launch of their own, with their kernels: some kernels fill their result's halo."""
+    steps: list[Step] = []
+    kernels: list[CudaKernel] = []
+    filling: Step | None = None
+    for step in lowered.steps:
+        asked = filling is not None and filling.output == step.output and filling.site.output == step.site.output
+        kernel = select(step.site, halo=asked)
+        if filling is not None and not kernel.fills_halo:
+            steps.append(filling)
+            kernels.append(select(filling.site))
+        filling = step if step.site.op.kind == FILL_HALO else None
+        if filling is None:
+            steps.append(step)
+            kernels.append(kernel)
+    return Lowered(lowered.storages, tuple(steps)), kernels
 
 
 def _launch(

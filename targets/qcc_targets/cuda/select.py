@@ -8,6 +8,9 @@ from qcc_targets.cuda.kernel import CudaKernel, generic
 from qcc_targets.cuda.tensor import tensor
 
 
-def select(site: Site) -> CudaKernel:
-    """The kernel for ``site``. Raises TargetError when no template builds the operation."""
-    return row_product(site) or tensor(site) or depthwise(site) or generic(site)
+def select(site: Site, *, halo: bool = False) -> CudaKernel:
+    """The kernel for ``site``; one that ``fills_halo`` where ``halo`` is asked for and the template can.
+
+    Raises TargetError when no template builds the operation.
+    """
+    return row_product(site) or tensor(site, halo=halo) or depthwise(site, halo=halo) or generic(site)

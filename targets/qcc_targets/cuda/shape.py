@@ -41,8 +41,8 @@ class DeviceCall:
     threads: int
 
 
-def device_kernel(site: Site, o: Operands, form: Form, call: DeviceCall) -> CudaKernel:
-    """The kernel whose threads all call one device function."""
+def device_kernel(site: Site, o: Operands, form: Form, call: DeviceCall, *, halo: bool) -> CudaKernel:
+    """The kernel whose threads all call one device function; with ``halo`` it writes the result's border, if it can."""
     residual = site.view(4) if len(site.op.operands) > 4 else None
     types = ", ".join(f"{v.tvm_dtype}_t" for v in (site.view(0), residual or site.view(0), site.output))
     arguments = [*map(str, call.numbers), "true" if residual else "false", types]
@@ -54,8 +54,10 @@ def device_kernel(site: Site, o: Operands, form: Form, call: DeviceCall) -> Cuda
             T.evaluate(tirx.call_extern("void", symbol, x, *(r or [x]), pointers.constants, pointers.output))
 
     func = primitive(site.inputs, site.output, body, noalias=False)
-    blob = _constants(site, o, form, residual)
-    return CudaKernel(Kernel(call.name, func, blob), (call.blocks, 1, 1), (call.threads, 1, 1))
+    border = _border(site.output) if halo else None
+    blob = _constants(site, o, form, residual, border or (0,) * 6)
+    kernel = Kernel(call.name, func, blob)
+    return CudaKernel(kernel, (call.blocks, 1, 1), (call.threads, 1, 1), border is not None)
 
 
 def weight_bits(site: Site) -> int:
@@ -65,13 +67,24 @@ def weight_bits(site: Site) -> int:
     return 8 if bits is None or bits > 4 else 4 if bits > 2 else 2
 
 
-def _constants(site: Site, o: Operands, form: Form, residual: View | None) -> bytes:
+def _border(view: View) -> tuple[int, ...] | None:
+    """The border in words of four bytes, and what each is to hold; None where pixels are not whole words."""
+    places = (view.offset, *view.strides, view.channels) if view.channels_last else (1,)
+    if not view.halo or view.external or any(n * view.itemsize % 4 for n in (*places[:2], *places[3:])):
+        return None
+    halo = (view.halo.top, view.halo.left, view.halo.bottom, view.halo.right)
+    word = np.full(4 // view.itemsize, view.fill, view.tvm_dtype).view(np.int32)
+    return (*halo, view.channels * view.itemsize // 4, int(word[0]))
+
+
+def _constants(site: Site, o: Operands, form: Form, residual: View | None, border: tuple[int, ...]) -> bytes:
     """A ``TensorShape`` and what it points to."""
     offsets = np.array(o.offsets + (0,) * (form.offsets - len(o.offsets)), np.int32)
     arrays = [offsets, *_vectors(site, o, form.columns), form.weights]
     numbers = [o.rows, o.columns, form.columns, form.steps, o.depth, o.plane, o.width, *o.x, *o.y, *o.r]
     numbers += [site.op.int_attr(k) for k in ("shift", "qmin", "qmax")]
     numbers += [_whole(site.output, o.y, form), residual is not None and _whole(residual, o.r, form)]
+    numbers += border
     shape = np.zeros(len(numbers) + 6, np.int32)
     _, (_, first, *rest) = pack(shape, *arrays)
     *given, weights = rest

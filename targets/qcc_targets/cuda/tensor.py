@@ -57,7 +57,7 @@ _WIDEST: Final = 64
 """Columns of a tile whose results take four bytes, which shared memory must hold."""
 
 
-def tensor(site: Site) -> CudaKernel | None:
+def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     """The kernel of a convolution or dense layer, or None where its operands do not lie in aligned bytes."""
     if (found := operands(site)) is None or site.view(0).dtype not in ("u8", "i8", "u16") or found.vector < 4:
         return None
@@ -75,10 +75,8 @@ def tensor(site: Site) -> CudaKernel | None:
     form = Form(columns, steps, steps * _STEP // CHUNK, packed(weights, bits), CHUNK)
     numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, found.vector, bits)
     name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
-    blocks = tile.blocks(found.rows, needed)
-    return device_kernel(
-        site, found.in_bytes(), form, DeviceCall(name, "tensor_product", numbers, blocks, tile.threads)
-    )
+    call = DeviceCall(name, "tensor_product", numbers, tile.blocks(found.rows, needed), tile.threads)
+    return device_kernel(site, found.in_bytes(), form, call, halo=halo)
 
 
 def _by_bytes(weights: NDArray[np.int8]) -> NDArray[np.int8]:

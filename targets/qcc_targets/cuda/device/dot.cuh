@@ -15,6 +15,7 @@ __device__ __forceinline__ void depthwise(const In *x, const Res *r, const uint8
   const TensorShape &s = *reinterpret_cast<const TensorShape *>(constants);
   const int quads = s.padded_columns / 4;
   const int number = blockIdx.x * blockDim.x + threadIdx.x;
+  fill_halo(y, s, number, gridDim.x * blockDim.x);
   const int row = number / quads, channel = number % quads * 4;
   if (row >= s.rows) return;
   const int *offsets = reinterpret_cast<const int *>(constants + s.offsets);

@@ -13,12 +13,36 @@ struct TensorShape {
   int r_start, r_sample, r_row, r_column;
   int shift, qmin, qmax;
   int y_vectors, r_vectors;  // whether whole 16-byte chunks of a row can be stored, loaded
+  int halo_top, halo_left, halo_bottom, halo_right, halo_words, halo_fill;  // words of a pixel; 0: none is written
   int offsets, start, scale, bias, r_scale, weights;
 };
 
 __device__ __forceinline__ int place(int row, int plane, int width, int start, int sample, int line, int column) {
   const int in_plane = row % plane;
   return start + row / plane * sample + in_plane / width * line + in_plane % width * column;
+}
+
+// Writes the border around every plane of y: all threads of the launch, numbered, together.
+template <typename Out>
+__device__ __forceinline__ void fill_halo(Out *y, const TensorShape &s, int thread, int threads) {
+  if (!s.halo_words) return;
+  const int sides = s.halo_left + s.halo_right, width = s.width + sides, height = s.plane / s.width;
+  const int above = s.halo_top * width, outside = above + s.halo_bottom * width, border = outside + height * sides;
+  const int total = s.rows / s.plane * border * s.halo_words;
+  for (int i = thread; i < total; i += threads) {
+    const int pixel = i / s.halo_words, sample = pixel / border, p = pixel % border;
+    int line, column;
+    if (p < outside) {
+      line = p < above ? p / width - s.halo_top : height + (p - above) / width;
+      column = p % width - s.halo_left;  // `above` is whole lines
+    } else {
+      line = (p - outside) / sides;
+      column = (p - outside) % sides - s.halo_left;
+      if (column >= 0) column += s.width;
+    }
+    Out *to = y + s.y_start + sample * s.y_sample + line * s.y_row + column * s.y_column;
+    reinterpret_cast<int *>(to)[i % s.halo_words] = s.halo_fill;
+  }
 }
 
 // a + b modulo 2^32: what accumulators hold is exact only with the start added.

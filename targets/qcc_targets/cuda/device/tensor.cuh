@@ -40,6 +40,7 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
   alignas(128) __shared__ uint8_t memory[BYTES];
 
   const TensorShape &s = *reinterpret_cast<const TensorShape *>(constants);
+  fill_halo(y, s, blockIdx.x * THREADS + threadIdx.x, gridDim.x * THREADS);
   const int *offsets = reinterpret_cast<const int *>(constants + s.offsets);
   const int tiles = s.padded_columns / BN;
   const int first_row = blockIdx.x / tiles * BM, tile = blockIdx.x % tiles, first_column = tile * RESULTS;
