@@ -8,20 +8,27 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from qcc.artifact.store import read_artifact
+from qcc.errors import ArtifactError
 from qcc.ir.graph import Graph
 from qcc.passmgr.context import PassContext
+from qcc.passmgr.spelling import spell
 from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
+from qcc.runtime.cuda_backend import CudaBackend
+from qcc.runtime.cuda_driver import Driver
 from qcc.runtime.cuda_program import CUDA_PROGRAM, CudaProgram, Image
 from qcc_targets.cpu.child import Limits
 from qcc_targets.cpu.lowering import MOVES
 from qcc_targets.cpu.select import GENERIC
-from qcc_targets.cpu.target import argument, listed
+from qcc_targets.cpu.target import LAYERS, argument, listed
 from qcc_targets.cuda.compiler import compile_images, find_nvrtc
 from qcc_targets.cuda.network import assemble
 from qcc_targets.cuda.source import cuda_source
 
 SOURCE: Final = "network.cu"
 CONSTANTS: Final = "constants.bin"
+_REPEATS: Final = 50
+"""Launches of a kernel whose mean is its time."""
 
 ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_90")
 """What the source is compiled for by default: the last is text that the drivers of later GPUs translate."""
@@ -58,6 +65,24 @@ class CudaTarget(Target):
     def capabilities(self) -> Capabilities:
         ops = frozenset(GENERIC) | frozenset(MOVES)
         return Capabilities(ops=ops, weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
+
+    def device(self) -> str:
+        """See ``Target.device``: the GPU where there is one, else this machine's processor, which compiles for it."""
+        try:
+            gpu = Driver().name
+        except ArtifactError:
+            return super().device()
+        return f"{spell(self.name, self.model_dump(mode='json', exclude_defaults=True))} on {gpu}"
+
+    def time_layers(self, artifact: Path) -> dict[str, float]:
+        """See ``Target.time_layers``: each kernel alone, many times in a row. Raises ArtifactError without a GPU."""
+        opened = read_artifact(artifact)
+        network = CudaBackend(opened.manifest, opened.files, 1).network
+        times: dict[str, float] = {}
+        for launch, seconds in zip(network.program.launches, network.launch_seconds(_REPEATS), strict=True):
+            if launch.op in LAYERS:
+                times[launch.result] = times.get(launch.result, 0.0) + seconds
+        return times
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         find_nvrtc()
