@@ -29,8 +29,11 @@ from qcc.verify.interp import evaluate
 
 
 @contextmanager
-def trial_session(graph: Graph, target: Target, threads: int = 1) -> Iterator[Session]:
-    """A session of ``graph`` (stage INTEGER), built for ``target`` in a folder that goes away afterwards."""
+def trial_session(graph: Graph, target: Target, threads: int = 1, device: int | str | None = None) -> Iterator[Session]:
+    """A session of ``graph`` (stage INTEGER), built for ``target`` in a folder that goes away afterwards.
+
+    ``device`` is as for ``load``.
+    """
     ctx = PassContext(capabilities=target.capabilities)
     legal = Pipeline(tuple(target.passes())).run(graph, ctx)
     check_device(legal, target)
@@ -47,7 +50,7 @@ def trial_session(graph: Graph, target: Target, threads: int = 1) -> Iterator[Se
     with tempfile.TemporaryDirectory(prefix="qcc-trial-") as scratch:
         path = Path(scratch) / "artifact"
         write_artifact(path, manifest, {**graph_files(legal), **build_device(target, legal, ctx)})
-        yield load(path, threads)
+        yield load(path, threads, device=device)
 
 
 def try_target(target: Target) -> None:
@@ -74,11 +77,11 @@ def small_graph() -> Graph:
     return b.graph([b.op("idense", (x, w, m, c), name="y", quant=grid, shift=32, qmin=0, qmax=255)])
 
 
-def target_engine(target: Target) -> Engine:
+def target_engine(target: Target, device: int | str | None = None) -> Engine:
     """An engine for fuzzing: compiles the graph for ``target``, and runs it once, on whatever codes there are."""
 
     def run(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        with trial_session(graph, target) as session:
+        with trial_session(graph, target, device=device) as session:
             batch = next((len(inputs[s.name]) for s in session.inputs if s.batched), 1)
             return session.run_codes(inputs, batch)
 

@@ -52,19 +52,20 @@ def verify_artifact(
     layers: bool = False,
     threads: int = 1,
     isa: str | None = None,
+    device: int | str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare the fp32 model, the reference, onnxruntime on the integer graph, and the artifact on ``data``.
 
     ``model`` is by default looked for beside the artifact and in the working directory; it must be the one that
-    the artifact was compiled from. ``layers`` adds the table of layers; ``isa`` is as for ``load``.
+    the artifact was compiled from. ``layers`` adds the table of layers; ``isa`` and ``device`` are as for ``load``.
     Raises ArtifactError, ConfigError, ModelError; differences are reported, not raised.
     """
     artifact = read_artifact(path)
     config = _config(artifact)
     source = source_model(artifact, model)
     imported = _import(source, config, artifact)
-    session = Session(artifact, threads, isa=isa)
+    session = Session(artifact, threads, isa=isa, device=device)
     graph = read_graph(artifact.files)
     shapes = {v.name: v.type.shape for v in graph.inputs}
     loaded = load_data(data, shapes, raw_bytes=all(s.takes_bytes for s in session.inputs))
@@ -75,7 +76,7 @@ def verify_artifact(
         _by_graph_names(OrtModel(source, threads=threads)),
         graph,
         _model_inputs(session.inputs, imported.graph, front, loaded.arrays),
-        engines=_engines(artifact, session, threads),
+        engines=_engines(artifact, session, threads, device),
         codes=None if own_border else {s.name: quantize_input(s, loaded.arrays[s.name]) for s in session.inputs},
         labels=loaded.labels,
         real=(front[-1][1] if front else imported.graph) if layers else None,
@@ -174,9 +175,10 @@ def _by_graph_names(model: OrtModel) -> Runner:
     return run
 
 
-def _engines(artifact: Artifact, session: Session, threads: int) -> dict[str, Runner]:
+def _engines(artifact: Artifact, session: Session, threads: int, device: int | str | None) -> dict[str, Runner]:
+    on = "" if device is None else f", device {device}"
     integer = OrtModel(onnx.load_model_from_string(artifact.read(INTEGER_ONNX)), threads=threads)
     return {
         "onnxruntime, integer graph": _by_graph_names(integer),
-        f"artifact, {artifact.manifest.target.name}": lambda codes: session.run(codes, raw=True),
+        f"artifact, {artifact.manifest.target.name}{on}": lambda codes: session.run(codes, raw=True),
     }

@@ -17,6 +17,12 @@ ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an existing ou
 IsaOption = Annotated[
     str | None, typer.Option("--isa", metavar="NAME", help="The instruction set to use, of those in the artifact.")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="N|NAME", help="The GPU's number; simt or simt-racecheck run CUDA kernels without a GPU."
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", "-j", min=1, help="Threads to run on.")]
 DataOption = Annotated[
     str | None,
@@ -31,6 +37,11 @@ MeanOption = Annotated[
 StdOption = Annotated[str | None, typer.Option("--std", metavar="A,B,C", help="Images: divisor per channel.")]
 ScaleOption = Annotated[str | None, typer.Option("--scale", metavar="X", help="Images: factor of a byte, like 1/255.")]
 LayoutOption = Annotated[str | None, typer.Option("--layout", metavar="NCHW|NHWC", help="Images: order of the axes.")]
+
+
+def on_device(text: str | None) -> int | str | None:
+    """A device's number, or the name of what stands for one."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:

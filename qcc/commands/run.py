@@ -14,6 +14,7 @@ from qcc.commands.console import out, print_json, print_notes, print_table, prog
 from qcc.commands.options import (
     ArtifactArg,
     DataOption,
+    DeviceOption,
     ForceFlag,
     IsaOption,
     JsonFlag,
@@ -24,6 +25,7 @@ from qcc.commands.options import (
     StdOption,
     ThreadsOption,
     normalization,
+    on_device,
 )
 from qcc.errors import ConfigError
 
@@ -45,6 +47,7 @@ def run_command(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per call.")] = BATCH,
     threads: ThreadsOption = 1,
     isa: IsaOption = None,
+    device: DeviceOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
     scale: ScaleOption = None,
@@ -62,7 +65,7 @@ def run_command(
         raise ConfigError("no data: pass --data")
     if output is not None and output.exists() and not force:
         raise ConfigError(f"output {output} exists; choose another or pass --force")
-    session = load(artifact, threads, isa=isa)
+    session = load(artifact, threads, isa=isa, device=on_device(device))
     dataset = artifact_data(session, {"path": data, "samples": samples, **normalization(mean, std, scale, layout)})
     results = run_batches(session, dataset.arrays, raw=raw, batch=batch)
     print_notes(dataset.notes)

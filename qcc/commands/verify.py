@@ -12,6 +12,7 @@ from qcc.commands.console import out, print_notes, print_table, progress_bars
 from qcc.commands.options import (
     ArtifactArg,
     DataOption,
+    DeviceOption,
     IsaOption,
     JsonFlag,
     LayoutOption,
@@ -21,6 +22,7 @@ from qcc.commands.options import (
     StdOption,
     ThreadsOption,
     normalization,
+    on_device,
 )
 from qcc.errors import ConfigError
 
@@ -41,6 +43,7 @@ def verify_command(
     top: Annotated[int, typer.Option("--top", min=1, help="How many layers to blame.")] = 10,
     threads: ThreadsOption = 1,
     isa: IsaOption = None,
+    device: DeviceOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
     scale: ScaleOption = None,
@@ -63,7 +66,14 @@ def verify_command(
     source = make_data_config({"path": data, "samples": samples, **normalization(mean, std, scale, layout)})
     with progress_bars() as progress:
         result = verify_artifact(
-            artifact, source, model=model, layers=layers, threads=threads, isa=isa, progress=progress
+            artifact,
+            source,
+            model=model,
+            layers=layers,
+            threads=threads,
+            isa=isa,
+            device=on_device(device),
+            progress=progress,
         )
     print_notes(result.notes)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from numpy.typing import NDArray
 
 from qcc.artifact.manifest import Manifest
-from qcc.discovery import load
+from qcc.discovery import discover, load
 from qcc.errors import ConfigError, PluginError, QccError
 
 BACKENDS: Final = "qcc.backends"
@@ -39,21 +39,42 @@ class Backend(Protocol):
 
 
 def make_backend(
-    manifest: Manifest, files: Mapping[str, Path], threads: int, options: Mapping[str, Any] | None = None
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    threads: int,
+    options: Mapping[str, Any] | None = None,
+    device: int | str | None = None,
 ) -> Backend:
     """The backend that ``manifest`` names, given further ``options`` by keyword.
 
-    Raises PluginError when it is missing or fails to start, ConfigError for an option that it does not take.
+    ``device`` is a number, which is one more option, or a name: ``simt`` asks for the backend ``cuda-simt`` in the
+    place of ``cuda``. Raises PluginError when the backend is missing or fails to start, ConfigError for an option
+    or device that it does not know.
     """
-    factory: Any = load(BACKENDS, manifest.backend)
+    name = manifest.backend
     given = dict(options or {})
+    if isinstance(device, str):
+        name = _on_device(name, device)
+    elif device is not None:
+        given["device"] = device
+    factory: Any = load(BACKENDS, name)
     known = signature(factory).parameters
-    if unknown := [name for name in given if name not in known]:
-        raise ConfigError(f"the backend '{manifest.backend}' takes no option '{unknown[0]}'")
+    if unknown := [option for option in given if option not in known]:
+        raise ConfigError(f"the backend '{name}' takes no option '{unknown[0]}'")
     try:
         backend: Backend = factory(manifest, files, threads, **given)
     except QccError:
         raise
     except Exception as e:
-        raise PluginError(f"backend '{manifest.backend}' raised {type(e).__name__}: {e}") from e
+        raise PluginError(f"backend '{name}' raised {type(e).__name__}: {e}") from e
     return backend
+
+
+def _on_device(backend: str, device: str) -> str:
+    """The backend that runs the files of ``backend`` on ``device``."""
+    prefix = f"{backend}-"
+    known = [name.removeprefix(prefix) for name in discover(BACKENDS) if name.startswith(prefix)]
+    if device not in known:
+        others = f"; others: {', '.join(known)}" if known else ""
+        raise ConfigError(f"the backend '{backend}' knows no device '{device}': devices are numbered{others}")
+    return prefix + device

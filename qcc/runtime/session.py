@@ -16,11 +16,11 @@ from qcc.errors import ConfigError
 from qcc.runtime.backend import ALIGNMENT, make_backend
 
 
-def load(path: str | Path, threads: int = 1, *, isa: str | None = None, device: int | None = None) -> Session:
+def load(path: str | Path, threads: int = 1, *, isa: str | None = None, device: int | str | None = None) -> Session:
     """The artifact at ``path``, ready to run on ``threads`` threads.
 
     ``isa`` names the instruction set to use, where the artifact holds several; by default it is the
-    richest that this machine has. ``device`` numbers the GPU to use, from 0.
+    richest that this machine has. ``device`` numbers the GPU to use, from 0, or names what stands for one.
     Every file's hash is checked before anything native is loaded.
     Raises ArtifactError, PluginError, ConfigError.
     """
@@ -33,11 +33,11 @@ class Session:
     """Runs an artifact; may be shared by threads."""
 
     def __init__(
-        self, artifact: Artifact, threads: int = 1, *, isa: str | None = None, device: int | None = None
+        self, artifact: Artifact, threads: int = 1, *, isa: str | None = None, device: int | str | None = None
     ) -> None:
         self._artifact = artifact
-        options = {name: value for name, value in (("isa", isa), ("device", device)) if value is not None}
-        self._backend = make_backend(artifact.manifest, artifact.files, threads, options)
+        options = {} if isa is None else {"isa": isa}
+        self._backend = make_backend(artifact.manifest, artifact.files, threads, options, device)
         self._quantize: Callable[[TensorSpec, NDArray[Any]], NDArray[Any]]
         self._quantize = getattr(self._backend, "quantize", quantize_input)
         self._direct: Callable[[Mapping[str, ArrayLike], bool], dict[str, NDArray[Any]] | None]

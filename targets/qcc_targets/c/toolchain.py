@@ -20,7 +20,12 @@ def compile_c(cc: str, source: Path, output: Path, flags: Sequence[str], seconds
     found = shutil.which(cc)
     if found is None:
         raise TargetError(f"no C compiler '{cc}' on the PATH; install one, or set the option cc")
-    command = [found, *STRICT, *flags, "-o", output.name, str(source)]
+    run_compiler([found, *STRICT, *flags, "-o", output.name, str(source)], output.parent, seconds)
+
+
+def run_compiler(command: Sequence[str], folder: Path, seconds: int = 600) -> None:
+    """Run ``command`` in ``folder``, with limits. Raises TargetError when it fails or takes too long."""
+    name = Path(command[0]).name
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -29,7 +34,7 @@ def compile_c(cc: str, source: Path, output: Path, flags: Sequence[str], seconds
     try:
         done = subprocess.run(
             command,
-            cwd=output.parent,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=2 * seconds,
@@ -37,7 +42,7 @@ def compile_c(cc: str, source: Path, output: Path, flags: Sequence[str], seconds
             preexec_fn=limit,
         )
     except subprocess.TimeoutExpired:
-        raise TargetError(f"{cc} took more than {2 * seconds} s") from None
+        raise TargetError(f"{name} took more than {2 * seconds} s") from None
     if done.returncode:
         detail = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:300])
-        raise TargetError(f"{cc} failed on the generated code: {detail}")
+        raise TargetError(f"{name} failed on the generated code: {detail}")
