@@ -120,7 +120,9 @@ class Network:
         stamps = np.zeros(steps + 1, np.int64)
         ins = [_at(inputs[a.name], a, 0) for a in self.program.inputs]
         outs = [_at(outputs[a.name], a, 0) for a in self.program.outputs]
-        function(*ins, *outs, self.constants, self.arena()[1], pointer(stamps), repeats)
+        memory, arena = self.arena()
+        function(*ins, *outs, self.constants, arena, pointer(stamps), repeats)
+        del memory  # only now
         return np.diff(stamps)
 
     def peak(self) -> tuple[int, int]:

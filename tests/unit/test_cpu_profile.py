@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.plugins import make_target
 from qcc.runtime.tvm_profile import profile
+from qcc_targets.cpu.trial import compile_graph
 
 
 def network() -> Graph:
@@ -66,6 +69,27 @@ def test_every_step_is_timed_beside_what_the_machine_can_do(compiled: Path) -> N
     share = found.roofline(steps["idense"])
     assert (share is None) == (found.peak == 0)
     assert share is None or 0 < share < 20
+
+
+def test_the_steps_work_in_memory_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = compile_graph(network())
+    arena, made, alive = compiled.arena, [], []
+
+    def watched() -> Any:
+        found = arena()
+        made.append(weakref.ref(found[0]))
+        return found
+
+    class Library:
+        def function(self, *_: Any) -> Any:
+            return lambda *_: alive.append(made[0]() is not None)
+
+    monkeypatch.setattr(compiled, "arena", watched)
+    monkeypatch.setattr(compiled, "_library", Library())
+    compiled.profile(
+        {"x": np.zeros((1, 64), np.uint8)}, {compiled.program.outputs[0].name: np.zeros((1, 48), np.uint8)}, 2, 1
+    )
+    assert alive == [True]
 
 
 def test_the_command_prints_it(compiled: Path) -> None:
