@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -111,13 +111,7 @@ class Case:
         net = Net()
         outputs = self.make(net)
         graph = net.builder.graph(outputs if isinstance(outputs, list) else [outputs])
-        rng = np.random.default_rng(seed)
-        inputs = {}
-        for v in graph.inputs:
-            quant = v.type.quant or grid()
-            shape = (samples, *v.type.shape[1:])
-            inputs[v.name] = rng.integers(quant.qmin, quant.qmax + 1, shape).astype(DTYPES[v.type.dtype])
-        return graph, inputs
+        return graph, _codes(graph, samples, seed)
 
 
 def _residual(net: Net) -> Value:
@@ -206,3 +200,27 @@ CASES: Final = (
     Case("left-over scale", _leftover),
     Case("two outputs", _two_outputs),
 )
+
+
+def together(cases: Sequence[Case], samples: int, seed: int = 3) -> tuple[Graph, dict[str, Array], dict[str, str]]:
+    """All ``cases`` side by side in one graph, with inputs of their own; and by output, the case's name."""
+    net = Net()
+    names: dict[str, str] = {}
+    outputs = []
+    for case in cases:
+        made = case.make(net)
+        for value in made if isinstance(made, list) else [made]:
+            outputs.append(value)
+            names[value.name] = case.name
+    return net.builder.graph(outputs), _codes(net.builder.graph(outputs), samples, seed), names
+
+
+def _codes(graph: Graph, samples: int, seed: int) -> dict[str, Array]:
+    """Random codes for the inputs of ``graph``."""
+    rng = np.random.default_rng(seed)
+    inputs = {}
+    for v in graph.inputs:
+        quant = v.type.quant or grid()
+        shape = (samples, *v.type.shape[1:])
+        inputs[v.name] = rng.integers(quant.qmin, quant.qmax + 1, shape).astype(DTYPES[v.type.dtype])
+    return inputs

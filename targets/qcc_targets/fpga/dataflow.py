@@ -71,7 +71,7 @@ class _Lowering:
         for v in self._graph.inputs:
             shape, order = frame_shape(v, "an input"), orders[v.name]
             flow = self._put(v, Stream(v.name, *_extents(shape, order), self._ranges[v.name]), order)
-            inputs.append(Port(flow.stream, shape, v.type.dtype, order))
+            inputs.append(Port(v.name, flow.stream, shape, v.type.dtype, order))
         for o in self._graph.ops:
             if o.kind == "constant":
                 continue
@@ -81,7 +81,7 @@ class _Lowering:
         outputs = []
         for v in self._graph.outputs:
             flow = self._flow(v, f"the output %{v.name}")
-            outputs.append(Port(flow.stream, flow.shape, v.type.dtype, flow.order))
+            outputs.append(Port(v.name, flow.stream, flow.shape, v.type.dtype, flow.order))
         if not self._stages:
             raise TargetError(f"graph @{self._graph.name} computes nothing: there is no layer to build")
         read = {s.name for stage in self._stages for s in stage.inputs} | {p.stream.name for p in outputs}

@@ -207,6 +207,7 @@ class Concat(Stage):
 class Port:
     """An input or output of the network: element i in transit is element ``order[i]`` of the dense tensor."""
 
+    name: str
     stream: Stream
     shape: tuple[int, ...]
     dtype: str

@@ -1,0 +1,1 @@
+"""SystemVerilog of the streaming stages, written from their scheduled TensorIR."""
