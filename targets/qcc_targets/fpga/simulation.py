@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +58,8 @@ class Simulation:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """``files`` by name, as the target writes them. Raises TargetError where a tool is missing or fails."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="qcc-simulation-")
-        self._folder = Path(self._scratch.name)
+        self._folder = Path(tempfile.mkdtemp(prefix="qcc-simulation-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         for name, data in files.items():
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
