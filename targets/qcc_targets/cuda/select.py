@@ -5,6 +5,7 @@ from __future__ import annotations
 from qcc_targets.cpu.kernel import Site
 from qcc_targets.cuda.dot import depthwise, row_product
 from qcc_targets.cuda.kernel import CudaKernel, generic
+from qcc_targets.cuda.pool import max_pool
 from qcc_targets.cuda.tensor import tensor
 
 
@@ -13,4 +14,5 @@ def select(site: Site, *, halo: bool = False) -> CudaKernel:
 
     Raises TargetError when no template builds the operation.
     """
-    return row_product(site) or tensor(site, halo=halo) or depthwise(site, halo=halo) or generic(site)
+    fast = row_product(site) or tensor(site, halo=halo) or depthwise(site, halo=halo) or max_pool(site)
+    return fast or generic(site)

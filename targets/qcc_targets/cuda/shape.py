@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +48,27 @@ def device_kernel(site: Site, o: Operands, form: Form, call: DeviceCall, *, halo
     arguments = [*map(str, call.numbers), "true" if residual else "false", types]
     symbol = f"qcc::{call.function}<{', '.join(arguments)}>"
 
-    def body(pointers: Pointers) -> None:
-        x, *r = pointers.inputs
-        with T.launch_thread("threadIdx.x", call.threads):
-            T.evaluate(tirx.call_extern("void", symbol, x, *(r or [x]), pointers.constants, pointers.output))
-
-    func = primitive(site.inputs, site.output, body, noalias=False)
     border = _border(site.output) if halo else None
     blob = _constants(site, o, form, residual, border or (0,) * 6)
-    kernel = Kernel(call.name, func, blob)
-    return CudaKernel(kernel, (call.blocks, 1, 1), (call.threads, 1, 1), border is not None)
+    kernel = calling(site, call.name, symbol, (0, -1), blob, call.blocks, call.threads)
+    return replace(kernel, fills_halo=border is not None)
+
+
+def calling(
+    site: Site, name: str, symbol: str, inputs: Sequence[int], constants: bytes, blocks: int, threads: int
+) -> CudaKernel:
+    """The kernel whose threads all call the device function ``symbol``.
+
+    It takes the ``inputs``, by number, then constants and output.
+    """
+
+    def body(pointers: Pointers) -> None:
+        sources = [pointers.inputs[i] for i in inputs]
+        with T.launch_thread("threadIdx.x", threads):
+            T.evaluate(tirx.call_extern("void", symbol, *sources, pointers.constants, pointers.output))
+
+    func = primitive(site.inputs, site.output, body, noalias=False)
+    return CudaKernel(Kernel(name, func, constants), (blocks, 1, 1), (threads, 1, 1))
 
 
 def weight_bits(site: Site) -> int:

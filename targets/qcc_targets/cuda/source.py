@@ -14,7 +14,7 @@ _DEVICE_KERNEL: Final = 2
 """TVM's calling convention of functions that are launched on a device."""
 _FIRST_KERNEL: Final = 'extern "C" __global__'
 
-HEADERS: Final = ("types.cuh", "ptx.cuh", "shape.cuh", "tensor.cuh", "dot.cuh")
+HEADERS: Final = ("types.cuh", "ptx.cuh", "shape.cuh", "tensor.cuh", "dot.cuh", "pool.cuh")
 """Files of ``device/``, in the order in which a source begins with them."""
 
 
