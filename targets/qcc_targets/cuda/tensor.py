@@ -42,7 +42,7 @@ class Tile:
         return -(-self.blocks(rows, columns) // _PROCESSORS) * self.rows * self.columns / self.speed
 
 
-_TILES: Final = (
+TILES: Final = (
     Tile(128, 128, (2, 4), 3, 1.0),
     Tile(128, 64, (4, 2), 3, 0.8),
     Tile(64, 64, (2, 2), 4, 0.65),
@@ -64,8 +64,7 @@ def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     # A result of 16-bit inputs takes two columns.
     wide = found.itemsize == 2
     needed = found.columns * found.itemsize
-    fitting = [t for t in _TILES if site.output.itemsize < 4 or t.rows * t.columns <= _WIDEST * _WIDEST]
-    tile = min(fitting, key=lambda t: t.cost(found.rows, needed))
+    tile = chosen(found.rows, needed, site.output.itemsize)
     bits = 8 if wide else weight_bits(site)
     chunks = len(found.offsets)
     steps = -(-chunks * CHUNK // _STEP)
@@ -77,6 +76,12 @@ def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
     call = DeviceCall(name, "tensor_product", numbers, tile.blocks(found.rows, needed), tile.threads)
     return device_kernel(site, found.in_bytes(), form, call, halo=halo)
+
+
+def chosen(rows: int, columns: int, itemsize: int) -> Tile:
+    """The tile that computes so many results, of ``itemsize`` bytes, the soonest."""
+    fitting = [t for t in TILES if itemsize < 4 or t.rows * t.columns <= _WIDEST * _WIDEST]
+    return min(fitting, key=lambda t: t.cost(rows, columns))
 
 
 def _by_bytes(weights: NDArray[np.int8]) -> NDArray[np.int8]:
