@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ Batch = Mapping[str, Array]
 ChannelErrors = Mapping[str, Array]
 """By layer the second-order KL, nats per sample, of each width and output channel: [widths, O]."""
 
+_TEMPERATURES: Final = (1.0, 4.0)
+"""Samples that the network is sure of hardly count in KL, which a few others then decide; softened, all count."""
+
 
 def channel_errors(
     top: Head, weights: Variants, batches: Sequence[Batch], spread: Batch, probes: int, ctx: PassContext
@@ -33,7 +36,7 @@ def channel_errors(
     To first order a channel's rounding changes the outputs by J e, e being the change of its map. For random
     cotangents c, E[c c^T] = S, the KL is the mean of (c^T J e)^2 / 2: the sum over the map of e times the
     cotangent there, so that one backward pass serves all channels and widths. ``spread`` is that of outputs that
-    are no logits.
+    are no logits. What is given is the mean of KL and of softened KL, the latter scaled to the same sum.
     """
     network = Network(top, ctx.threads)
     made_by, arrays = producers(top.graph), constants(top.graph)
@@ -50,17 +53,21 @@ def channel_errors(
     def step(index: int, inputs: Batch) -> dict[str, Array]:
         values = network.values(inputs)
         rng = np.random.default_rng([ctx.seed, index])
-        seeds = [gauss_newton_cotangents(top, values, spread, rng) for _ in range(probes)]
+        seeds = [gauss_newton_cotangents(top, values, spread, rng, t) for _ in range(probes) for t in _TEMPERATURES]
         found = {}
         for steps in zip(*(network.walk(values, seed) for seed in seeds), strict=True):
             o = steps[0][0]
             if (model := models.get(o.result.name)) is not None:
                 x, grads = values[o.operands[0].name], [inner for _, _, inner in steps]
                 count = len(widths[o.result.name])
-                found[o.result.name] = _squares(model, o, x, grads, count) / (2 * probes * total)
+                each = [_squares(model, o, x, grads[i :: len(_TEMPERATURES)], count) for i in range(len(_TEMPERATURES))]
+                found[o.result.name] = np.stack(each) / (2 * probes * total)
         return found
 
-    return kept.accumulate("channel-errors", batches, step)
+    tables = kept.accumulate("channel-errors", batches, step)
+    sums = np.sum([table.sum(axis=(1, 2)) for table in tables.values()], axis=0)
+    scale = sums[0] / np.where(sums > 0, sums, 1) / len(sums)
+    return {name: np.tensordot(scale, table, axes=1) for name, table in tables.items()}
 
 
 def _squares(model: OrtModel, o: Op, x: Array, grads: Sequence[Array], count: int) -> Array:

@@ -61,8 +61,13 @@ def with_constants(graph: Graph, arrays: Arrays) -> Graph:
     )
 
 
-def gauss_newton_cotangents(top: Head, outputs: Arrays, spread: Arrays, rng: np.random.Generator) -> dict[str, Array]:
-    """Random c with E[c c^T] = S per sample: sqrt(p) u - p (sqrt(p)^T u), u Rademacher."""
+def gauss_newton_cotangents(
+    top: Head, outputs: Arrays, spread: Arrays, rng: np.random.Generator, temperature: float = 1.0
+) -> dict[str, Array]:
+    """Random c with E[c c^T] = S per sample: sqrt(p) u - p (sqrt(p)^T u), u Rademacher.
+
+    S is that of logits divided by ``temperature``, where outputs are logits.
+    """
     seeds = {}
     for name, axis in top.axes.items():
         output = outputs[name]
@@ -70,7 +75,7 @@ def gauss_newton_cotangents(top: Head, outputs: Arrays, spread: Arrays, rng: np.
         if axis is None:
             seeds[name] = (u / spread[name]).astype(output.dtype)
         else:
-            p = softmax(output, axis)
+            p = softmax(output / output.dtype.type(temperature), axis)
             root = np.sqrt(p)
             seeds[name] = (root * u - p * (root * u).sum(axis=axis, keepdims=True)).astype(output.dtype)
     return seeds

@@ -29,8 +29,11 @@ SENSITIVITIES: Final = (
 )
 """Passes that measure what ``mixed-precision`` chooses by; the first two always do, the others on request."""
 
-NARROW: Final = ("mixed-precision", "precision-groups", "assign-bits")
+NARROW: Final = ("mixed-precision", "assign-bits")
 """Passes that choose bits; each runs on request, after calibration."""
+
+GROUPS: Final = "precision-groups"
+"""Runs on request, after these: bits inside layers."""
 
 WIDEN: Final = "widen-residuals"
 """Runs on request, once bits are chosen."""
@@ -41,7 +44,7 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, WIDEN}):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, GROUPS, WIDEN}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
     start = DEFAULT.index("equalize")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
@@ -54,7 +57,9 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
 def _choosing_bits(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The passes that choose bits, as far as ``options`` asks for them. Raises ConfigError."""
     chosen = [name for name in NARROW if name in options]
+    if GROUPS in options and options[GROUPS].get("budgets") and chosen:
+        raise ConfigError(f"{chosen[0]} chooses the bits of layers: give {GROUPS} no budgets beside it")
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} both choose bits: give options for one of them")
     measured = [n for i, n in enumerate(SENSITIVITIES) if n in options or ("mixed-precision" in chosen and i < 2)]
-    return [*measured, *chosen, *([WIDEN] if WIDEN in options else [])]
+    return [*measured, *chosen, *(name for name in (GROUPS, WIDEN) if name in options)]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from qcc.errors import ConfigError
@@ -28,6 +29,8 @@ from qcc_passes.layers import Layer
 from qcc_passes.samples import samples_in
 from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
+
+Array = NDArray[Any]
 
 _METRICS: Final = ("bits", "size", "bops")
 
@@ -61,9 +64,10 @@ class PrecisionGroups(Pass):
 
     What rounding each channel does to the outputs is measured at every width, on the calibration data. Channels
     are then rearranged so that those that need many bits are neighbours, where that lowers the predicted error.
-    For each layer dynamic programming finds the best split of every cost, and an integer program one split per
-    layer: ``budgets`` bounds ``bits`` (average per weight), ``size`` (bytes) and ``bops`` (multiply-accumulates
-    times weight bits times 8, per sample). The first and the last layer have ``ends`` bits.
+    For each layer dynamic programming finds the best split of every cost. Where bits have been chosen by layer,
+    each layer keeps its average; else an integer program chooses one split per layer: ``budgets`` bounds ``bits``
+    (average per weight), ``size`` (bytes) and ``bops`` (multiply-accumulates times weight bits times 8, per
+    sample), and the first and the last layer have ``ends`` bits.
     """
 
     name: ClassVar[str] = "precision-groups"
@@ -72,7 +76,7 @@ class PrecisionGroups(Pass):
     needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
     gives: ClassVar[tuple[type, ...]] = (BitPlan, PrecisionGroupsFound)
 
-    budgets: dict[str, float] = Field(min_length=1)
+    budgets: dict[str, float] = Field(default_factory=dict)
     weight_bits: tuple[int, ...] = Field(default=(2, 3, 4, 5, 6, 8), min_length=1)
     align: int = Field(default=16, ge=1, description="channels of a block: a multiple of the target's vectors")
     ends: int | None = Field(default=8, ge=2, le=8, description="bits of the first and last layer; null: free")
@@ -85,15 +89,18 @@ class PrecisionGroups(Pass):
         """The graph, rearranged; the plan is put into ``ctx``. Raises ConfigError, BudgetError, PassError."""
         widths = self._widths(ctx)
         top = head(graph)
+        known = None if self.budgets else ctx.facts.find(BitPlan)
+        if known is None and not self.budgets:
+            raise ConfigError(f"{self.name}: give budgets, or run a pass that chooses bits by layer before it")
         errors = self._errors(top, widths, ctx)
-        plain, unsorted = self._solved(top, errors, widths)
+        plain, unsorted = self._solved(top, errors, widths, known)
         chosen, solved = plain, unsorted
         found = channel_groups(graph)
         order = _order(graph, found, errors)
         rearranged = False
         if self.rearrange and order:
             moved = _moved(graph, found, order, errors)
-            sorted_, better = self._solved(top, moved, widths)
+            sorted_, better = self._solved(top, moved, widths, known)
             if rearranged := better.objective < unsorted.objective:
                 graph, chosen, solved = reordered(graph, found, order), sorted_, better
         layers = tuple(GroupedLayer(n, Widths.of(0, np.array(s.bits)).runs, s.error) for n, s in chosen.items())
@@ -101,7 +108,7 @@ class PrecisionGroups(Pass):
         grouped = {each.layer: Widths(0, each.runs) for each in layers}
         most = {name: max(b for _, b in w.runs) for name, w in grouped.items()}
         mixed = {name: w for name, w in grouped.items() if len(w.runs) > 1}
-        ctx.facts.put(BitPlan(most, {}, mixed))
+        ctx.facts.put(BitPlan(most, known.activation_bits if known else {}, mixed))
         said = "rearranged" if rearranged else "in their order"
         ctx.log.info("%s: %d of %d layers split, channels %s", self.name, len(mixed), len(layers), said)
         return graph
@@ -123,23 +130,36 @@ class PrecisionGroups(Pass):
         spread = spread_of(top, ctx, self.batch, sum(map(samples_in, batches)))
         return channel_errors(top, weights, batches, spread, self.probes, ctx)
 
-    def _solved(self, top: Head, errors: ChannelErrors, widths: tuple[int, ...]) -> tuple[dict[str, Split], Assignment]:
-        """The best split of every layer within the budgets."""
+    def _solved(
+        self, top: Head, errors: ChannelErrors, widths: tuple[int, ...], known: BitPlan | None
+    ) -> tuple[dict[str, Split], Assignment]:
+        """The best split of every layer, within its own bits where these are ``known``, else within the budgets."""
         parameters = sum(layer.parameters for layer in top.layers)
-        ends = {top.layers[0].name, top.layers[-1].name} if self.ends is not None else set()
         options: dict[str, list[Split]] = {}
         groups = []
         for layer in top.layers:
-            table = errors[layer.name]
-            if layer.name in ends and self.ends is not None:
-                error = float(table[widths.index(self.ends)].sum()) if self.ends in widths else 0.0
-                options[layer.name] = [Split((self.ends,) * table.shape[1], self.ends * table.shape[1], error)]
-            else:
-                options[layer.name] = splits(table, widths, self.align)
+            options[layer.name] = self._options(layer, top, errors[layer.name], widths, known)
             choices = [_choice(layer, split, parameters) for split in options[layer.name]]
             groups.append(Group(layer.name, tuple(choices)))
         solved = assign(groups, self.budgets)
         return {g.name: options[g.name][pick] for g, pick in zip(groups, solved.picks, strict=True)}, solved
+
+    def _options(
+        self, layer: Layer, top: Head, table: Array, widths: tuple[int, ...], known: BitPlan | None
+    ) -> list[Split]:
+        """The splits that a layer may take."""
+        count = table.shape[1]
+        bits = known.weight_bits.get(layer.name) if known else None
+        if known is None and layer.name in (top.layers[0].name, top.layers[-1].name):
+            bits = self.ends
+        if bits is None:
+            return splits(table, widths, self.align)
+        uniform = Split(
+            (bits,) * count, bits * count, float(table[widths.index(bits)].sum()) if bits in widths else 0.0
+        )
+        if known is None or bits not in widths:
+            return [uniform]
+        return [min((s for s in splits(table, widths, self.align) if s.total <= uniform.total), key=lambda s: s.error)]
 
 
 def _choice(layer: Layer, split: Split, parameters: int) -> Choice:
