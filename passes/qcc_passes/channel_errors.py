@@ -48,7 +48,9 @@ def channel_errors(
         for name, some in widths.items()
     }
     total = sum(map(samples_in, batches))
-    kept = Checkpoint.of("channel-errors", top.graph, ctx, widths, probes, list(map(samples_in, batches)))
+    kept = Checkpoint.of(
+        "channel-errors", top.graph, ctx, widths, probes, _TEMPERATURES, list(map(samples_in, batches))
+    )
 
     def step(index: int, inputs: Batch) -> dict[str, Array]:
         values = network.values(inputs)

@@ -74,6 +74,8 @@ class _Reorder:
         if weights is None or bias is None or (rows is None and columns is None):
             return {}
         groups = o.int_attr("groups") if o.kind == "conv2d" else 1
+        if (grid := w.type.quant) is not None and isinstance(grid.layout, Blocks) and columns is not None:
+            weights = grid.dequantize(grid.quantize(weights))  # exponents are those of the blocks before the move
         found: dict[int, _Content] = {1: (_rewired(weights, rows, columns, groups), _scales(w, rows, columns))}
         if rows is not None:
             found[2] = (bias[rows], _scales(b, rows))
@@ -118,7 +120,7 @@ def _scales(value: Value, rows: Ints | None, columns: Ints | None = None) -> Qua
     """
     grid = value.type.quant
     if grid is not None and columns is not None and isinstance(grid.layout, Blocks):
-        grid = replace(grid, bits=grid.bits + grid.layout.top(grid.bits), layout=None)
+        grid = grid.plain
     if grid is None or rows is None:
         return grid
     if isinstance(grid.layout, Widths) and grid.layout.axis == 0:

@@ -161,9 +161,13 @@ def _snapped(quant: Quant, codes: NDArray[Any]) -> NDArray[Any]:
 
 
 def code_bits(value: Value, codes: NDArray[Any]) -> int | None:
-    """The bits of ``codes`` where all are packed alike, without exponents; else None."""
+    """The bits that hold each of ``codes`` by itself, without exponents or groups; None where a byte is needed."""
+    quant = value.type.quant
+    if quant is not None and quant.layout is not None and value.type.dtype == quant.dtype:
+        quant = quant.plain
+        value = value.typed(quant=quant)
     found = packing(value, codes)
-    return found.bits if found is not None and found.layout is None else None
+    return found.bits if found is not None else None
 
 
 def stored(graph: Graph) -> Mapping[Const, Packing]:

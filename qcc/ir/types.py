@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Final
@@ -119,6 +119,11 @@ class Quant:
         if width == 32 and not self.signed:
             raise VerifyError("unsigned grids wider than 16 bits have no element type")
         return f"{'i' if self.signed else 'u'}{width}"
+
+    @property
+    def plain(self) -> Quant:
+        """The grid without a layout that holds all codes of this one."""
+        return replace(self, bits=self.bits + self._shift, layout=None)
 
     def scales(self, rank: int) -> NDArray[np.float64]:
         """Scales as float64, shaped to broadcast against a tensor of ``rank`` dimensions."""

@@ -2,17 +2,22 @@
 
 A kernel takes everything from its views, so that a piece is the same operation on narrower ones: what
 lies above and below a range of rows is then not padding but more of the tensor, which is what a
-window must read there.
+window must read there. Output channels whose weights have widths of their own are pieces in any case, so that
+the kernel of each unpacks one width.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
+from qcc.ir.graph import Op
+from qcc.ir.layout import Widths
 from qcc_targets.cpu.cost import operations
 from qcc_targets.cpu.demand import WINDOWED
 from qcc_targets.cpu.kernel import ALIGN, Site, View
@@ -44,10 +49,24 @@ class Piece:
 
 
 def pieces(site: Site, parts: int) -> tuple[Piece, ...]:
-    """``site`` in up to ``parts`` pieces of about equal work; itself where dividing it gains nothing."""
-    found = _divided(site, parts) if parts > 1 and _worthwhile(site) else [site]
+    """``site`` in up to ``parts`` pieces of about equal work for each width of weights, as far as dividing gains."""
+    found: list[Site] = []
+    for one in _by_width(site):
+        found += _divided(one, parts) if parts > 1 and _worthwhile(one) else [one]
     first = found[0]
     return tuple(_rebased(one, first) for one in found)
+
+
+def _by_width(site: Site) -> list[Site]:
+    """One site per precision group of a layer's output channels."""
+    if site.op.kind not in ("iconv2d", "idense") or (site.op.kind == "iconv2d" and site.op.int_attr("groups") != 1):
+        return [site]
+    quant = site.op.operands[1].type.quant
+    if quant is None or not isinstance(quant.layout, Widths) or site.views[1] is not None:
+        return [site]
+    axis = 1 if site.op.kind == "iconv2d" else site.output.rank - 1
+    edges = np.cumsum([0, *(n for n, _ in quant.layout.runs)]).tolist()
+    return [_channels(site, axis, *edge) for edge in itertools.pairwise(edges)]
 
 
 def _worthwhile(site: Site) -> bool:
@@ -101,7 +120,26 @@ def _channels(site: Site, axis: int, start: int, stop: int) -> Site:
         name: a[start:stop] if a.ndim and a.shape[0] == size else a for name, a in site.arrays.items()
     }
     rest = (None if v is None else _cut(v, axis, start, stop) for v in site.views[1:])
-    return replace(site, views=(site.views[0], *rest), output=_cut(site.output, axis, start, stop), arrays=arrays)
+    output = _cut(site.output, axis, start, stop)
+    return replace(
+        site, op=_of_channels(site.op, start, stop), views=(site.views[0], *rest), output=output, arrays=arrays
+    )
+
+
+def _of_channels(o: Op, start: int, stop: int) -> Op:
+    """``o``, whose weights lie on the grid that some of their output channels have."""
+    weight = o.operands[1]
+    quant = weight.type.quant
+    if quant is None or quant.axis != 0:
+        return o
+    layout = quant.layout
+    bits = quant.bits
+    if isinstance(layout, Widths):
+        own = layout.per_index()[start:stop]
+        bits, layout = int(own.max()), Widths.of(0, own) if len(set(own.tolist())) > 1 else None
+    shape = (stop - start, *weight.type.shape[1:])
+    made = weight.typed(shape=shape, quant=replace(quant, bits=bits, scale=quant.scale[start:stop], layout=layout))
+    return replace(o, operands=(o.operands[0], made, *o.operands[2:]))
 
 
 def _rows(site: Site, start: int, stop: int) -> Site:
