@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.simd import positions
-from qcc_targets.cpu.simd.blocking import L1_BYTES, L2_BYTES
+from qcc_targets.cpu.simd.blocking import L1_BYTES, STREAMED
 from qcc_targets.cpu.simd.contraction import Contraction
 from qcc_targets.cpu.simd.dot import Dot
 from qcc_targets.cpu.simd.lowbit import INLINE_CYCLES, UNPACK_CYCLES, UNPACKED_TILES
+
+L2_BYTES: Final = 20
+"""Bytes per cycle from the second-level cache into registers, asked for ahead of time."""
+L3_BYTES: Final = 5
+"""The same from further away."""
+L2_HELD: Final = 1 << 20
+"""What of the second-level cache weights may count on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +58,9 @@ def vnni_candidates(work: Contraction, isa: Isa) -> list[VnniBlocking]:
         most = min((registers - spare) // (vectors * work.planes), 16)
         if most < 1:
             break
-        for rows in {most, *range(max(1, most - 4), most)}:
-            cut = positions.tiles(work.shape, work.strides, rows)
+        sizes = range(most, max(1, most - 4) - 1, -1)
+        cuts = [positions.tiles(work.shape, work.strides, rows, even=False) for rows in sizes]
+        for cut in {cut.rows: cut for cut in cuts}.values():
             per_step = cut.rows * vectors * work.planes
             unrolled, group = max(1, 288 // per_step), max(1, 48 // per_step)
             for inside in (True,) if work.packing else (True, False):  # packed weights are unpacked once per group
@@ -67,14 +76,14 @@ def vnni_cycles(work: Contraction, isa: Isa, b: VnniBlocking) -> float:
     operations = 1 if dot.vnni else 4
     multiply = max(rows * vectors * operations / 2 + (0 if dot.vnni else rows), 5)
     load = (rows + vectors * dot.vectors) / 2
-    compute = steps * (max(multiply, load) * 1.06 + 0.3)
+    compute = steps * (max(multiply, load) * 1.06 + 1.0)
     requantize = b.tiles.rows * vectors * (5.0 if work.residual else 3.5) + 12
-    weights = work.depth * b.channels * dot.vectors
-    if b.positions_inside:
-        streamed = weights if weights > L1_BYTES else 0.0
-    else:
-        streamed = weights if work.depth * work.outputs * dot.vectors > L1_BYTES else 0.0
-    compute = max(compute, streamed / L2_BYTES)
+    panel, whole = (work.depth * n * dot.vectors for n in (b.channels, work.outputs))
+    held = panel if b.positions_inside else whole
+    if held > L1_BYTES:
+        compute = max(compute, panel / L2_BYTES)
+    if whole > STREAMED and not b.positions_inside:  # then weights are not asked for a block ahead
+        compute += max(0.0, panel / L3_BYTES - compute) / (b.tiles.count if held < L2_HELD else 1)
     inputs = prod(work.shape) * work.depth / max(1, len(work.runs))
     reread = inputs * (b.column_blocks - 1) / L2_BYTES if b.positions_inside and inputs > L1_BYTES else 0.0
     return b.tiles.count * b.column_blocks * (compute + requantize) + 0.5 * reread + _unpacking(work, isa, b)

@@ -102,10 +102,13 @@ def address(source: Memory, index: Expr) -> Expr:
     return tirx.address_of(tirx.BufferLoad(source.buffer, [index + source.start]))
 
 
-def prefetch(source: Memory, index: Expr) -> None:
-    """Ask for the cache line of an element to be read, whether or not there is memory at its address."""
-    read, all_levels, data = (tirx.IntImm("int32", n) for n in (0, 3, 1))
-    run("prefetch", address(source, index), read, all_levels, data)
+def prefetch(source: Memory, index: Expr, *, near: bool = True) -> None:
+    """Ask for the cache line of an element to be read, whether or not there is memory at its address.
+
+    ``near``: into all levels of cache, otherwise into all but the first.
+    """
+    read, levels, data = (tirx.IntImm("int32", n) for n in (0, 3 if near else 2, 1))
+    run("prefetch", address(source, index), read, levels, data)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,6 @@ from qcc_targets.cpu.simd import emit
 from qcc_targets.cpu.simd.dot import Dot
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.lowbit import LowBit
-
-AHEAD_BYTES: Final = 8 << 10
-"""How far ahead weights that are read once are asked for: measured, 2 to 16 KiB all shorten a product of
-4096 x 4096 4-bit weights by a third; the processor's own prefetching alone does not fill its memory bandwidth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +67,14 @@ class Panel:
         products = self.packing.vectors if self.packing else self.dot.vectors
         return products * self.dot.lanes * 4
 
-    def ahead(self, source: Memory, record: Expr, step: int) -> None:
-        """Ask for as many bytes as step ``step`` reads, from well behind it; steps of one record take turns."""
+    def ahead(self, source: Memory, record: Expr, step: int, distance: int) -> None:
+        """Ask for as many bytes as step ``step`` reads, ``distance`` bytes behind; steps of a record take turns."""
         if step % self.steps:
             return
         itemsize = np.dtype(self.dtype).itemsize
         first = (record + step // self.steps) * (self.vectors * self.size // itemsize)
         for line in range(0, self.vectors * self.size, ALIGN):
-            emit.prefetch(source, first + (AHEAD_BYTES + line) // itemsize)
+            emit.prefetch(source, first + (distance + line) // itemsize)
 
     def unpack(self, source: Memory, first: Expr, count: int, target: Memory) -> None:
         """Write ``count`` records from ``first`` on, which are packed, to ``target`` as steps of whole bytes."""

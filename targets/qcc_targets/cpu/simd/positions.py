@@ -1,4 +1,4 @@
-"""Output positions of a contraction cut into tiles whose rows lie evenly in the input."""
+"""Output positions of a contraction cut into tiles, whose rows may have to lie evenly in the input."""
 
 from __future__ import annotations
 
@@ -143,16 +143,18 @@ def padded_tiles(shape: Sequence[int], strides: Sequence[Sequence[int]], most: i
     return PaddedTiles(shape[1], shape[2], lines, shape[0], needed, tuple(map(tuple, strides)))
 
 
-def tiles(shape: Sequence[int], strides: Sequence[Sequence[int]], most: int) -> Tiles:
+def tiles(shape: Sequence[int], strides: Sequence[Sequence[int]], most: int, *, even: bool = True) -> Tiles:
     """Cut positions of ``shape`` into tiles of at most ``most`` rows.
 
-    ``strides`` has one entry per tensor, the input first. Where lines are short and evenly spaced
-    in the input, a tile takes several of them.
+    ``strides`` has one entry per tensor, the input first. Where lines are short, a tile takes several
+    of them; with ``even``, only where its rows then still are evenly spaced in the input.
     """
     plan = nest(shape, strides, lead=0)
     axis, inner = len(plan.dims) - 1, 1
     walk = plan.strides[0]
-    while axis and 2 * inner * plan.dims[axis] <= most and walk[axis - 1] == plan.dims[axis] * walk[axis]:
+    while axis and 2 * inner * plan.dims[axis] <= most:
+        if even and walk[axis - 1] != plan.dims[axis] * walk[axis]:
+            break
         inner *= plan.dims[axis]
         axis -= 1
     size, fits = plan.dims[axis], most // inner
