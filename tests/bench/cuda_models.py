@@ -48,12 +48,12 @@ def tensor_cores(path: Path) -> tuple[CudaProgram, int, int]:
     artifact = read_artifact(path)
     program = CudaProgram.from_bytes(artifact.read(f"device/{CUDA_PROGRAM}"))
     wide = wide_convolutions(read_graph(artifact.files))
-    kernels = {launch.result: launch.kernel for launch in program.launches if launch.op == "iconv2d"}
+    kernels = {name: [one.kernel for one in program.launches if one.result == name] for name in wide}
     fewest = len(wide)
     for image in program.images:
         if not image.portable:
             found = instructions(artifact.files[f"device/{image.file}"])
-            fewest = min(fewest, sum(count_of(found[kernels[name]], TENSOR) > 0 for name in wide))
+            fewest = min(fewest, sum(any(count_of(found[k], TENSOR) for k in kernels[name]) for name in wide))
     return program, fewest, len(wide)
 
 

@@ -129,6 +129,20 @@ def test_convolutions_of_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
+def test_long_reductions_are_split() -> None:
+    n = Net()
+    x, words = n.input("x", (120, 6, 5), "u8", U8), n.input("words", (64, 6, 5), "u16", U16)
+    y = n.layer(x, 120, residual=x, keep=False)
+    n.layer(y, 70, quant=U16)
+    n.layer(y, 33, stride=2, quant=I8, bits=4)
+    n.layer(words, 36)
+    launches = assemble(n.graph, SAMPLES).launches
+    templates = [launch.template.rpartition(".")[2] for launch in launches if launch.op == "iconv2d"]
+    assert templates == ["split", "sum"] * 4
+    agree(n, "simt-racecheck")
+
+
+@needs_compiler
 @pytest.mark.parametrize("batch", [1, 2])
 def test_dense_layers_of_few_rows(batch: int) -> None:
     n = Net()

@@ -27,6 +27,8 @@ class CudaKernel:
     block: Grid
     fills_halo: bool = False
     """Whether it also writes the border around its result."""
+    then: CudaKernel | None = None
+    """A kernel that must follow, given the same pointers; constants and scratch are this one's."""
 
 
 def generic(site: Site) -> CudaKernel:

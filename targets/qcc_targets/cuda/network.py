@@ -39,11 +39,14 @@ def assemble(graph: Graph, batch: int) -> CudaNetwork:
     memory = plan(lowered, [k.kernel for k in kernels], PADDING)
     constants, starts = joined([k.kernel.constants for k in kernels], PADDING)
     symbols = Symbols()
-    launches = tuple(
-        _launch(lowered, memory, number, kernel, symbols.name(kernel.kernel.func), start)
-        for number, (kernel, start) in enumerate(zip(kernels, starts, strict=True))
-    )
-    return CudaNetwork(symbols.functions, launches, constants, memory.size)
+    launches: list[Launch] = []
+    for number, (kernel, start) in enumerate(zip(kernels, starts, strict=True)):
+        following: CudaKernel | None = kernel
+        while following is not None:
+            symbol = symbols.name(following.kernel.func)
+            launches.append(_launch(lowered, memory, number, following, symbol, start))
+            following = following.then
+    return CudaNetwork(symbols.functions, tuple(launches), constants, memory.size)
 
 
 def _selected(lowered: Lowered) -> tuple[Lowered, list[CudaKernel]]:

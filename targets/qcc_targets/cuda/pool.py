@@ -32,7 +32,7 @@ def max_pool(site: Site) -> CudaKernel | None:
     _, (_, shape[-1]) = pack(shape, np.array(positions, np.int32))
     blob = pack(shape, np.array(positions, np.int32))[0]
     symbol = f"qcc::max_pool<{x.tvm_dtype}_t>"
-    return calling(site, "max_pool2d.words", symbol, (0,), blob, -(-rows * quads // THREADS), THREADS)
+    return calling(site, "max_pool2d.words", symbol, "xcy", blob, -(-rows * quads // THREADS), THREADS)
 
 
 def _walk(view: View) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from qcc_targets.cuda.operands import Operands, Walk
 class Form:
     """A kernel's own form of its operands: columns padded, steps of its loop, offsets padded, weights packed.
 
-    Results are stored whole ``vector`` bytes at a time where they lie so.
+    Results are stored whole ``vector`` bytes at a time where they lie so. The steps are shared among ``splits``.
     """
 
     columns: int
@@ -28,6 +28,11 @@ class Form:
     offsets: int
     weights: NDArray[np.generic]
     vector: int
+    splits: int = 1
+
+    @property
+    def split_steps(self) -> int:
+        return -(-self.steps // self.splits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +48,31 @@ class DeviceCall:
 
 def device_kernel(site: Site, o: Operands, form: Form, call: DeviceCall, *, halo: bool) -> CudaKernel:
     """The kernel whose threads all call one device function; with ``halo`` it writes the result's border, if it can."""
-    residual = site.view(4) if len(site.op.operands) > 4 else None
-    types = ", ".join(f"{v.tvm_dtype}_t" for v in (site.view(0), residual or site.view(0), site.output))
-    arguments = [*map(str, call.numbers), "true" if residual else "false", types]
-    symbol = f"qcc::{call.function}<{', '.join(arguments)}>"
-
     border = _border(site.output) if halo else None
-    blob = _constants(site, o, form, residual, border or (0,) * 6)
-    kernel = calling(site, call.name, symbol, (0, -1), blob, call.blocks, call.threads)
+    blob = _constants(site, o, form, border or (0,) * 6)
+    symbol = f"qcc::{call.function}<{', '.join([*map(str, call.numbers), *residual_types(site)])}>"
+    kernel = calling(site, call.name, symbol, "xrcy", blob, call.blocks, call.threads)
     return replace(kernel, fills_halo=border is not None)
 
 
-def calling(
-    site: Site, name: str, symbol: str, inputs: Sequence[int], constants: bytes, blocks: int, threads: int
-) -> CudaKernel:
+def residual_types(site: Site) -> tuple[str, str]:
+    """Whether there is a residual, and the types of input, residual and result, as template arguments."""
+    residual = site.view(4) if len(site.op.operands) > 4 else None
+    views = (site.view(0), residual or site.view(0), site.output)
+    return "true" if residual else "false", ", ".join(f"{v.tvm_dtype}_t" for v in views)
+
+
+def calling(site: Site, name: str, symbol: str, takes: str, constants: bytes, blocks: int, threads: int) -> CudaKernel:
     """The kernel whose threads all call the device function ``symbol``.
 
-    It takes the ``inputs``, by number, then constants and output.
+    It ``takes`` the first input (x), the last (r), constants (c), output (y) and scratch (s), in this order.
     """
 
     def body(pointers: Pointers) -> None:
-        sources = [pointers.inputs[i] for i in inputs]
+        given = {"x": pointers.inputs[0], "r": pointers.inputs[-1], "c": pointers.constants}
+        given |= {"y": pointers.output, "s": pointers.scratch}
         with T.launch_thread("threadIdx.x", threads):
-            T.evaluate(tirx.call_extern("void", symbol, *sources, pointers.constants, pointers.output))
+            T.evaluate(tirx.call_extern("void", symbol, *(given[one] for one in takes)))
 
     func = primitive(site.inputs, site.output, body, noalias=False)
     return CudaKernel(Kernel(name, func, constants), (blocks, 1, 1), (threads, 1, 1))
@@ -88,11 +95,25 @@ def _border(view: View) -> tuple[int, ...] | None:
     return (*halo, view.channels * view.itemsize // 4, int(word[0]))
 
 
-def _constants(site: Site, o: Operands, form: Form, residual: View | None, border: tuple[int, ...]) -> bytes:
+def _constants(site: Site, o: Operands, form: Form, border: tuple[int, ...]) -> bytes:
     """A ``TensorShape`` and what it points to."""
+    residual = site.view(4) if len(site.op.operands) > 4 else None
     offsets = np.array(o.offsets + (0,) * (form.offsets - len(o.offsets)), np.int32)
     arrays = [offsets, *_vectors(site, o, form.columns), form.weights]
-    numbers = [o.rows, o.columns, form.columns, form.steps, o.depth, o.plane, o.width, *o.x, *o.y, *o.r]
+    numbers = [
+        o.rows,
+        o.columns,
+        form.columns,
+        form.steps,
+        o.depth,
+        form.splits,
+        form.split_steps,
+        o.plane,
+        o.width,
+        *o.x,
+        *o.y,
+        *o.r,
+    ]
     numbers += [site.op.int_attr(k) for k in ("shift", "qmin", "qmax")]
     numbers += [_whole(site.output, o.y, form), residual is not None and _whole(residual, o.r, form)]
     numbers += border

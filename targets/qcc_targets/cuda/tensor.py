@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcc_targets.cpu.kernel import Site
+from qcc_targets.cuda.bind import THREADS
 from qcc_targets.cuda.kernel import CudaKernel
-from qcc_targets.cuda.operands import CHUNK, operands
-from qcc_targets.cuda.shape import DeviceCall, Form, device_kernel, weight_bits
+from qcc_targets.cuda.operands import CHUNK, Operands, operands
+from qcc_targets.cuda.shape import DeviceCall, Form, calling, device_kernel, residual_types, weight_bits
 
 _STEP: Final = 4 * CHUNK
 """Elements of the reduction between two barriers."""
 
 _PROCESSORS: Final = 128
 """Multiprocessors of a large GPU: tiles are chosen so that they have work."""
+
+
+_LEAST_STEPS: Final = 8
+"""Steps of a part of a reduction, at least: what shorter ones save, the second launch takes."""
+
+_MOST_SPLITS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +78,34 @@ def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     columns = -(-needed // tile.columns) * tile.columns
     weights = np.zeros((columns, steps * _STEP), np.int8)
     weights[:needed, : chunks * CHUNK] = _by_bytes(found.weights) if wide else found.weights
-    form = Form(columns, steps, steps * _STEP // CHUNK, packed(weights, bits), CHUNK)
+    blocks = tile.blocks(found.rows, needed)
+    splits = split_count(blocks, steps)
+    form = Form(columns, steps, steps * _STEP // CHUNK, packed(weights, bits), CHUNK, splits)
     numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, found.vector, bits)
     name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
-    call = DeviceCall(name, "tensor_product", numbers, tile.blocks(found.rows, needed), tile.threads)
-    return device_kernel(site, found.in_bytes(), form, call, halo=halo)
+    call = DeviceCall(name, "tensor_product", numbers, blocks, tile.threads)
+    whole = device_kernel(site, found.in_bytes(), form, call, halo=halo)
+    return whole if splits == 1 else _split(site, whole, call, form, found)
+
+
+def split_count(blocks: int, steps: int) -> int:
+    """The parts of a reduction of so many steps that occupy the processors which ``blocks`` blocks leave idle."""
+    wanted = min(_PROCESSORS // blocks, steps // _LEAST_STEPS, _MOST_SPLITS)
+    return 1 if wanted < 2 else -(-steps // -(-steps // wanted))
+
+
+def _split(site: Site, whole: CudaKernel, call: DeviceCall, form: Form, o: Operands) -> CudaKernel:
+    """``whole`` as two kernels: partial sums, and what becomes of them."""
+    constants, results = whole.kernel.constants, form.columns // o.itemsize
+    size = 4 * form.splits * o.rows * results
+    symbol = f"qcc::tensor_partial<{', '.join(map(str, call.numbers))}, {site.view(0).tvm_dtype}_t>"
+    name, blocks = f"{call.name}.split", call.blocks * form.splits
+    first = calling(site, name, symbol, "xcs", constants, blocks, call.threads)
+    symbol = f"qcc::tensor_sum<{', '.join(residual_types(site))}>"
+    blocks = -(-o.rows * results // (4 * THREADS))
+    second = calling(site, f"{call.name}.sum", symbol, "rcys", constants, blocks, THREADS)
+    kernel = replace(first.kernel, scratch=size)
+    return replace(first, kernel=kernel, fills_halo=whole.fills_halo, then=second)
 
 
 def chosen(rows: int, columns: int, itemsize: int) -> Tile:

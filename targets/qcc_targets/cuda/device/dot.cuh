@@ -34,29 +34,7 @@ __device__ __forceinline__ void depthwise(const In *x, const Res *r, const uint8
     sums[2] = dot(bytes(high01, high23, 0x5410), w.z, sums[2], In());
     sums[3] = dot(bytes(high01, high23, 0x7632), w.w, sums[3], In());
   }
-  const int *start = reinterpret_cast<const int *>(constants + s.start);
-  const int *scale = reinterpret_cast<const int *>(constants + s.scale);
-  const int64_t *bias = reinterpret_cast<const int64_t *>(constants + s.bias);
-  const int *r_scale = reinterpret_cast<const int *>(constants + s.r_scale);
-  const int r_place = RESIDUAL ? place(row, s.plane, s.width, s.r_start, s.r_sample, s.r_row, s.r_column) : 0;
-  Out results[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int c = channel + i;
-    int64_t total = static_cast<int64_t>(wrapped_sum(sums[i], start[c])) * scale[c] + bias[c];
-    if (RESIDUAL && c < s.columns) total += static_cast<int64_t>(r[r_place + c]) * r_scale[c];
-    results[i] = static_cast<Out>(finished(total, s));
-  }
-  Out *to = y + place(row, s.plane, s.width, s.y_start, s.y_sample, s.y_row, s.y_column) + channel;
-  if (sizeof(Out) == 1 && s.y_vectors && channel + 4 <= s.columns) {
-    const uint32_t low = static_cast<uint8_t>(results[0]) | static_cast<uint8_t>(results[1]) << 8;
-    const uint32_t high = static_cast<uint8_t>(results[2]) | static_cast<uint8_t>(results[3]) << 8;
-    *reinterpret_cast<uint32_t *>(to) = low | high << 16;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (channel + i < s.columns) to[i] = results[i];
-  }
+  finish_four<RESIDUAL>(sums, row, channel, s, r, constants, y);
 }
 
 // The products of four elements with four weights.

@@ -7,6 +7,7 @@ namespace qcc {
 // Begins the constants; the last block tells where in them the vectors lie. Distances are in elements.
 struct TensorShape {
   int rows, columns, padded_columns, steps, depth;
+  int splits, split_steps;  // parts of the reduction that blocks of their own sum, and the steps of one
   int plane, width;  // output pixels of a sample, of a line
   int x_start, x_sample, x_row, x_column;  // in bytes where tensor cores read them
   int y_start, y_sample, y_row, y_column;
@@ -55,6 +56,35 @@ __device__ __forceinline__ int64_t finished(int64_t total, const TensorShape &s)
   total >>= s.shift;
   total = total < s.qmax ? total : s.qmax;
   return total > s.qmin ? total : s.qmin;
+}
+
+// Ends four channels of a row, from their sums on.
+template <bool RESIDUAL, typename Res, typename Out>
+__device__ __forceinline__ void finish_four(const int (&sums)[4], int row, int channel, const TensorShape &s,
+                                            const Res *r, const uint8_t *constants, Out *y) {
+  const int *start = reinterpret_cast<const int *>(constants + s.start);
+  const int *scale = reinterpret_cast<const int *>(constants + s.scale);
+  const int64_t *bias = reinterpret_cast<const int64_t *>(constants + s.bias);
+  const int *r_scale = reinterpret_cast<const int *>(constants + s.r_scale);
+  const int r_place = RESIDUAL ? place(row, s.plane, s.width, s.r_start, s.r_sample, s.r_row, s.r_column) : 0;
+  Out results[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int c = channel + i;
+    int64_t total = static_cast<int64_t>(wrapped_sum(sums[i], start[c])) * scale[c] + bias[c];
+    if (RESIDUAL && c < s.columns) total += static_cast<int64_t>(r[r_place + c]) * r_scale[c];
+    results[i] = static_cast<Out>(finished(total, s));
+  }
+  Out *to = y + place(row, s.plane, s.width, s.y_start, s.y_sample, s.y_row, s.y_column) + channel;
+  if (sizeof(Out) == 1 && s.y_vectors && channel + 4 <= s.columns) {
+    const uint32_t low = static_cast<uint8_t>(results[0]) | static_cast<uint8_t>(results[1]) << 8;
+    const uint32_t high = static_cast<uint8_t>(results[2]) | static_cast<uint8_t>(results[3]) << 8;
+    *reinterpret_cast<uint32_t *>(to) = low | high << 16;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (channel + i < s.columns) to[i] = results[i];
+  }
 }
 
 // The four signed bytes number `part` of a word that holds 32 / BITS codes, those of a part BITS bits apart.

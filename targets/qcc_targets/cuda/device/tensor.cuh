@@ -8,6 +8,10 @@
 //
 // Unsigned 16-bit inputs are multiplied byte by byte: an even column sums the low bytes, the odd one beside it
 // the high ones, each with weights that are zero at the other bytes; so a result takes two columns.
+//
+// Where there are few results and a long reduction, blocks sum parts of it (tensor_partial): [split][row][column]
+// int32 in the scratch memory, columns padded. Another kernel adds them up (tensor_sum). Integer sums do not
+// depend on their order.
 #ifndef QCC_TENSOR_CUH
 #define QCC_TENSOR_CUH
 
@@ -23,9 +27,10 @@ __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], co
   mma_u8s8(c, a, b);
 }
 
-template <int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, int VECTOR, int BITS, bool RESIDUAL, typename In,
-          typename Res, typename Out>
-__device__ __forceinline__ void tensor_product(const In *x, const Res *r, const uint8_t *constants, Out *y) {
+template <int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, int VECTOR, int BITS, bool RESIDUAL, bool PARTIAL,
+          typename In, typename Res, typename Out>
+__device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uint8_t *constants, Out *y,
+                                            int *partial) {
   constexpr int THREADS = 32 * WARPS_M * WARPS_N;
   constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
   constexpr int A_BYTES = BM * 64, STAGE = A_BYTES + BN * 8 * BITS;
@@ -40,10 +45,14 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
   alignas(128) __shared__ uint8_t memory[BYTES];
 
   const TensorShape &s = *reinterpret_cast<const TensorShape *>(constants);
-  fill_halo(y, s, blockIdx.x * THREADS + threadIdx.x, gridDim.x * THREADS);
+  if (!PARTIAL) fill_halo(y, s, blockIdx.x * THREADS + threadIdx.x, gridDim.x * THREADS);
   const int *offsets = reinterpret_cast<const int *>(constants + s.offsets);
   const int tiles = s.padded_columns / BN;
-  const int first_row = blockIdx.x / tiles * BM, tile = blockIdx.x % tiles, first_column = tile * RESULTS;
+  const int blocks = PARTIAL ? gridDim.x / s.splits : gridDim.x, split = blockIdx.x / blocks;
+  const int block = blockIdx.x % blocks, tile = block % tiles;
+  const int first_row = block / tiles * BM, first_column = tile * RESULTS;
+  const int first_step = PARTIAL ? split * s.split_steps : 0;
+  const int steps = PARTIAL && s.steps - first_step > s.split_steps ? s.split_steps : s.steps - first_step;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int warp_m = warp / WARPS_N * WM, warp_n = warp % WARPS_N * WN;
 
@@ -56,7 +65,7 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
 
   auto load = [&](int step) {
     uint8_t *a = memory + step % STAGES * STAGE, *b = a + A_BYTES;
-    const int offset = offsets[step * 4 + thread % 4];
+    const int whole = first_step + step, offset = offsets[whole * 4 + thread % 4];
 #pragma unroll
     for (int i = 0; i < A_ROWS; ++i) {
       const int row = thread / 4 + i * (THREADS / 4);
@@ -71,9 +80,9 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
       if (BITS == 8) {
         const int column = chunk / 4;
         cp_async<16>(b + column * 64 + ((chunk % 4 ^ column / 2 % 4) << 4),
-                     w + (step * s.padded_columns + tile * BN) * 64 + chunk * 16);
+                     w + (whole * s.padded_columns + tile * BN) * 64 + chunk * 16);
       } else {
-        const int half = step * (BITS / 2) + chunk / BN;
+        const int half = whole * (BITS / 2) + chunk / BN;
         cp_async<16>(b + chunk * 16, w + (half * s.padded_columns + tile * BN + chunk % BN) * 16);
       }
     }
@@ -89,13 +98,13 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
 
 #pragma unroll
   for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < s.steps) load(step);
+    if (step < steps) load(step);
     cp_commit();
   }
-  for (int step = 0; step < s.steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
     cp_wait<STAGES - 2>();
     __syncthreads();
-    if (step + STAGES - 1 < s.steps) load(step + STAGES - 1);
+    if (step + STAGES - 1 < steps) load(step + STAGES - 1);
     cp_commit();
     const uint8_t *a = memory + step % STAGES * STAGE, *b = a + A_BYTES;
 #pragma unroll
@@ -125,6 +134,24 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
 #pragma unroll
         for (int n = 0; n < WN / 8; ++n) multiply(sums[m][n], left[m], right[n], In());
     }
+  }
+  if (PARTIAL) {
+    const int padded = s.padded_columns / (WIDE ? 2 : 1);
+#pragma unroll
+    for (int i = 0; i < WM / 8; ++i) {
+      const int row = first_row + warp_m + i * 8 + lane / 4;
+      if (row >= s.rows) continue;
+      int *to = partial + (split * s.rows + row) * padded + first_column;
+#pragma unroll
+      for (int n = 0; n < WN / 8; ++n) {
+        const int low = sums[i / 2][n][i % 2 * 2], high = sums[i / 2][n][i % 2 * 2 + 1];
+        if (WIDE)
+          to[(warp_n + n * 8) / 2 + lane % 4] = wrapped_sum(low, static_cast<int>(static_cast<uint32_t>(high) << 8));
+        else
+          *reinterpret_cast<int2 *>(to + warp_n + n * 8 + lane % 4 * 2) = int2{low, high};
+      }
+    }
+    return;
   }
   __syncthreads();
 
@@ -186,6 +213,38 @@ __device__ __forceinline__ void tensor_product(const In *x, const Res *r, const 
     else
       for (int k = 0; k < PER_CHUNK && column + k < s.columns; ++k) to[k] = source[k];
   }
+}
+
+template <int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, int VECTOR, int BITS, bool RESIDUAL, typename In,
+          typename Res, typename Out>
+__device__ __forceinline__ void tensor_product(const In *x, const Res *r, const uint8_t *constants, Out *y) {
+  tensor_tile<BM, BN, WARPS_M, WARPS_N, STAGES, VECTOR, BITS, RESIDUAL, false>(x, r, constants, y,
+                                                                              static_cast<int *>(nullptr));
+}
+
+template <int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, int VECTOR, int BITS, typename In>
+__device__ __forceinline__ void tensor_partial(const In *x, const uint8_t *constants, void *partial) {
+  tensor_tile<BM, BN, WARPS_M, WARPS_N, STAGES, VECTOR, BITS, false, true>(
+      x, x, constants, static_cast<uint8_t *>(nullptr), static_cast<int *>(partial));
+}
+
+// A thread ends four columns of a row; results of 16-bit inputs have taken two padded columns each.
+template <bool RESIDUAL, typename In, typename Res, typename Out>
+__device__ __forceinline__ void tensor_sum(const Res *r, const uint8_t *constants, Out *y, const void *partial) {
+  const TensorShape &s = *reinterpret_cast<const TensorShape *>(constants);
+  const int number = blockIdx.x * blockDim.x + threadIdx.x, quads = s.padded_columns / (sizeof(In) == 2 ? 8 : 4);
+  fill_halo(y, s, number, gridDim.x * blockDim.x);
+  const int row = number / quads, column = number % quads * 4;
+  if (row >= s.rows) return;
+  const int4 *sums = static_cast<const int4 *>(partial) + number;
+  int4 sum = *sums;
+  for (int split = 1; split < s.splits; ++split) {
+    const int4 more = sums[split * s.rows * quads];
+    sum.x = wrapped_sum(sum.x, more.x), sum.y = wrapped_sum(sum.y, more.y);
+    sum.z = wrapped_sum(sum.z, more.z), sum.w = wrapped_sum(sum.w, more.w);
+  }
+  const int four[4] = {sum.x, sum.y, sum.z, sum.w};
+  finish_four<RESIDUAL>(four, row, column, s, r, constants, y);
 }
 
 }  // namespace qcc
