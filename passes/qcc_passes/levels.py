@@ -35,6 +35,15 @@ def round_on(weights: Array, gram: Array, quant: Quant, shape: tuple[int, ...], 
     return Codes(best.codes, single).weights, made
 
 
+def block_error(weights: Array, importance: Array, quant: Quant, shape: tuple[int, ...]) -> float:
+    """The weighted squared error that rounding to nearest leaves on the best scales and exponents.
+
+    ``importance`` [groups, K] weighs the columns of ``weights`` [groups, rows, K].
+    """
+    scale, levels = _fitted(weights, importance[..., None, :], _plain_levels(quant, weights.shape), quant, shape)
+    return float(_errors(weights, scale, levels, importance[..., None, :]).sum())
+
+
 def _plain_levels(quant: Quant, shape: tuple[int, ...]) -> Levels:
     """The levels of ``quant`` for weights of ``shape`` [groups, rows, K], without exponents."""
     if isinstance(quant.layout, Widths):

@@ -51,7 +51,7 @@ class WidenResiduals(Pass):
         planned = dict(plan.activation_bits)
         planned |= {copy: planned[name] for name, copy in copies.items() if name in planned}
         planned |= dict.fromkeys((v.name for v in streams), self.bits)
-        ctx.facts.put(BitPlan(plan.weight_bits, planned))
+        ctx.facts.put(replace(plan, activation_bits=planned))
         ctx.log.info("%d residual streams of %d bits, %d copied", len(streams), self.bits, len(copies))
         return graph
 

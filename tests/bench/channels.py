@@ -57,7 +57,7 @@ Recipe = tuple[Sequence[tuple[str, dict[str, Any]]], dict[str, Any]]
 
 def recipe(method: str, budget: float) -> Recipe:
     """How ``method`` compiles; ``budget`` is the average of bits of the mixed ones."""
-    ordered = ("rearrange-channels", {"by": "reading"})
+    ordered = ("rearrange-blocks", {"block": BLOCKED["weight_block"]})
     found: dict[str, Recipe] = {
         "tensor": ((), {"weight_granularity": "tensor"}),
         "channel": ((), {}),

@@ -32,9 +32,12 @@ from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_groups import channel_groups
 from qcc_passes.channel_orders import reordered
 from qcc_passes.dyadic import Dyadic as DyadicPass
+from qcc_passes.facts import BitPlan
 from qcc_passes.levels import round_on
 from qcc_passes.quantize import Quantize
 from qcc_passes.quantize_weights import weight_quant
+from qcc_passes.rearrange_blocks import RearrangeBlocks
+from qcc_passes.rearrange_channels import ChannelOrders, RearrangeChannels
 from qcc_passes.round_weights import RoundWeights
 from qcc_passes.rounding import damped, output_error
 from qcc_targets.c.target import CTarget
@@ -186,11 +189,15 @@ def network() -> Graph:
     return b.graph([b.op("dense", [y, b.constant(w, "w"), b.constant(np.zeros(10, np.float32), "b")])])
 
 
-def compiled(graph: Graph, *passes: Any) -> Graph:
+def context() -> PassContext:
     ctx = PassContext(capabilities=Capabilities(weight_bits=NARROW_BITS, activation_bits=frozenset({8, 16})))
     rng = np.random.default_rng(4)
     ctx.facts.put(CalibrationData({"x": rng.normal(size=(64, 12, 5, 5)).astype(np.float32)}))
-    return Pipeline((Calibrate(), *passes)).run(graph, ctx)
+    return ctx
+
+
+def compiled(graph: Graph, *passes: Any) -> Graph:
+    return Pipeline((Calibrate(), *passes)).run(graph, context())
 
 
 BLOCKED = (Quantize(weight_bits=4, end_bits=None, weight_block=8), RoundWeights())
@@ -351,3 +358,43 @@ def test_c_constants_have_the_size_of_their_widths(tmp_path: Path) -> None:
     with trial_session(graph, CTarget(optimize="size")) as session:
         got = session.run(inputs, raw=True)
     assert all(np.array_equal(got[name], codes) for name, codes in wanted.items())
+
+
+def chain(sizes: Array) -> Graph:
+    """A convolution, and one that reads its 16 channels with weights of ``sizes`` [rows, 16]."""
+    b, rng = GraphBuilder("chain"), np.random.default_rng(1)
+    window: dict[str, Any] = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "groups": 1}
+    y = b.input("x", (BATCH, 12, 5, 5))
+    for sizes_ in (np.ones((16, 12)), sizes):
+        w = (rng.uniform(0.7, 1, sizes_.shape) * sizes_ * rng.choice([-1, 1], sizes_.shape))[..., None, None]
+        zeros = np.zeros(len(w), np.float32)
+        y = b.op("conv2d", [y, b.constant(w.astype(np.float32), "w"), b.constant(zeros, "b")], **window)
+    return b.graph([y])
+
+
+def squared_error(graph: Graph) -> float:
+    """Of the output when the weights of the last layer have 4 bits, in blocks, rounded to nearest."""
+    x = {"x": np.random.default_rng(7).normal(size=(64, 12, 5, 5)).astype(np.float32)}
+    (name,) = (v.name for v in graph.outputs)
+    ctx = context()
+    ctx.facts.put(BitPlan({name: 4}, {}))
+    quantized = Pipeline((Calibrate(), Quantize(weight_block=8))).run(graph, ctx)
+    return float(np.square(evaluate(quantized, x)[name] - evaluate(graph, x)[name]).sum())
+
+
+def test_channels_move_where_blocks_gain() -> None:
+    graph = chain(np.tile([1.6, 6.0], (96, 8)))
+    ctx = context()
+    moved = Pipeline((RearrangeBlocks(block=8),)).run(graph, ctx)
+    assert ctx.facts.get(ChannelOrders).moved > 0
+    assert squared_error(moved) < 0.8 * squared_error(graph)
+
+
+def test_channels_stay_where_the_order_would_cost() -> None:
+    """Each half of the channels is large for one half of the rows, so that sorting by the largest weight mixes them."""
+    graph = chain(np.kron([[1.0, 6.0], [6.0, 1.0]], np.ones((3, 8))))
+    assert squared_error(Pipeline((RearrangeChannels(by="reading"),)).run(graph, context())) > squared_error(graph)
+    ctx = context()
+    stayed = Pipeline((RearrangeBlocks(block=8),)).run(graph, ctx)
+    assert ctx.facts.get(ChannelOrders).moved == 0
+    assert squared_error(stayed) == squared_error(graph)

@@ -8,6 +8,7 @@ import pytest
 from qcc.errors import ConfigError
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Value, producers
+from qcc.ir.layout import Widths
 from qcc.ir.types import BATCH
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
@@ -89,6 +90,15 @@ def test_copies_take_the_planned_bits() -> None:
     plan = BitPlan({}, {"out0": 5, "in1": 6})
     graph = run(Calibrate(), WidenResiduals(bits=7), Quantize(activation_bits=4), plan=plan)
     assert [bits_of(graph, n) for n in ("out0", "out0.narrow", "in1", "out1", "out1.narrow")] == [7, 5, 6, 7, 4]
+
+
+def test_precision_groups_stay() -> None:
+    widths = Widths(0, ((2, 4), (2, 8)))
+    ctx = PassContext()
+    ctx.facts.put(CalibrationData(samples()))
+    ctx.facts.put(BitPlan({"out0": 8}, {}, {"out0": widths}))
+    Pipeline((Calibrate(), WidenResiduals())).run(network(), ctx)
+    assert ctx.facts.get(BitPlan).widths == {"out0": widths}
 
 
 def test_integers_follow_the_quantized_graph() -> None:

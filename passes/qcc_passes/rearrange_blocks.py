@@ -1,0 +1,109 @@
+"""Rearrange channels for weights whose blocks share exponents, as far as that lowers the measured error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from qcc.ir.graph import Graph, Op, Stage, constants
+from qcc.ir.layout import Blocks
+from qcc.ir.types import Dyadic, Quant
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import CalibrationData
+from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
+from qcc_passes.channel_orders import reordered
+from qcc_passes.layers import LAYER_KINDS, groups_of
+from qcc_passes.levels import block_error
+from qcc_passes.moments import input_moments
+from qcc_passes.rearrange_channels import By, ChannelOrders, RearrangeChannels
+from qcc_passes.rounding import diagonal
+from qcc_passes.samples import elements, parts
+
+Array = NDArray[Any]
+
+_RUN: Final = 64 << 20
+"""Bytes of activations that one run holds."""
+_POSITIONS: Final = 4096
+"""Places of each layer's output that are looked at, over all samples."""
+
+
+class RearrangeBlocks(RearrangeChannels):
+    """Order the channels of free classes so that blocks of them, as weights read them, share exponents well.
+
+    Blocks are those of ``quantize`` with ``weight_block`` = ``block`` and the same ``exponent_bits``, its weights of
+    ``bits`` bits. Channels are ordered by cost as in ``rearrange-channels`` (K-sort); a class takes its order only
+    where the error falls that rounding to nearest on the best exponents leaves in the outputs of the layers that read
+    it, each relative to its output, inputs being those of ``samples`` calibration samples.
+    """
+
+    name: ClassVar[str] = "rearrange-blocks"
+    accepts: ClassVar[Stage] = Stage.FLOAT
+    yields: ClassVar[Stage] = Stage.FLOAT
+    needs: ClassVar[tuple[type, ...]] = (CalibrationData,)
+    gives: ClassVar[tuple[type, ...]] = (ChannelOrders,)
+
+    by: By = "reading"
+    block: int = Field(default=32, ge=4, le=512)
+    exponent_bits: int = Field(default=2, ge=1, le=3)
+    bits: int = Field(default=4, ge=2, le=7)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        """The graph, rearranged where it pays. Raises ConfigError where the data do not fit."""
+        groups = ctx.analyses(channel_groups, graph)
+        costs = self._costs(graph, groups, ctx)
+        readers = self._readers(graph, ctx)
+        taken: dict[int, int] = {}
+        errors = {o.result.name: self._error(o, w, groups, taken) for o, w in readers}
+        orders = []
+        for c in groups.free:
+            order = self._order(c, costs)
+            trial = taken | dict(zip(c.channels, order, strict=True))
+            carriers = {name for name, _ in c.axes}
+            changed = [(o, w) for o, w in readers if o.operands[0].name in carriers]
+            fresh = {o.result.name: self._error(o, w, groups, trial) for o, w in changed}
+            accepted = sum(fresh.values()) < sum(errors[name] for name in fresh)
+            if accepted:
+                taken, errors = trial, errors | fresh
+            orders.append((c.channels, order if accepted else c.channels))
+        done = ChannelOrders(tuple(orders))
+        ctx.facts.put(done)
+        ctx.log.info("%s: %d of %d channels moved", self.name, done.moved, done.report()["channels"])
+        return reordered(graph, groups, taken)
+
+    def _readers(self, graph: Graph, ctx: PassContext) -> list[tuple[Op, tuple[Array, Array]]]:
+        """Layers whose weights have blocks, with the weights [O, C, taps] and the mean square of their inputs."""
+        arrays = constants(graph)
+        chosen = [
+            o
+            for o in graph.ops
+            if o.kind in LAYER_KINDS
+            and o.operands[1].name in arrays
+            and groups_of(o) == 1
+            and 2 * o.operands[1].type.shape[1] >= self.block
+        ]
+        if not chosen:
+            return []
+        batches = parts(graph, ctx.facts.get(CalibrationData), self.samples, _RUN, 4 * elements(graph))
+        seen = input_moments(graph, chosen, batches, max(1, _POSITIONS // self.samples), ctx)
+        found = []
+        for o in chosen:
+            weights = arrays[o.operands[1].name].astype(np.float64)
+            square = diagonal(seen[o.result.name].own)[0].astype(np.float64) / seen[o.result.name].count
+            outputs, channels = weights.shape[:2]
+            found.append((o, (weights.reshape(outputs, channels, -1), square.reshape(channels, -1))))
+        return found
+
+    def _error(self, o: Op, known: tuple[Array, Array], groups: ChannelGroups, order: Mapping[int, int]) -> float:
+        """What rounding leaves of the output of ``o``, relative to it, with channels in ``order``."""
+        weights, square = known
+        if (columns := arriving(groups, order, o.operands[0])) is not None:
+            weights, square = weights[:, columns], square[columns]
+        rows = len(weights)
+        grid = Quant(self.bits, True, (Dyadic(1, 0),) * rows, axis=0, layout=Blocks(self.block, self.exponent_bits))
+        energy = float((np.square(weights) * square).sum()) or 1.0
+        flat = weights.reshape(1, rows, -1)
+        return block_error(flat, square.reshape(1, -1), grid, weights.shape) / energy
