@@ -31,6 +31,22 @@ def test_verify_runs_the_kernels_on_the_host(run_qcc: Qcc, artifact: Path, tiny:
     assert engines["artifact, cuda, device simt-racecheck"]["elements"] == 96
 
 
+def test_without_a_driver_or_a_compiler_one_line_says_so(
+    run_qcc: Qcc, artifact: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qcc.runtime import cuda_driver
+    from qcc_targets.cuda import compiler
+
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libnosuchdriver.so.1")
+    result = run_qcc("run", artifact, "--data", tiny / "data.npz")
+    assert result.code == 7 and "no NVIDIA driver: libnosuchdriver.so.1 does not load" in result.complaint
+    monkeypatch.setattr(compiler, "_WHEEL", "nvidia.no_such_wheel")
+    monkeypatch.setattr(compiler, "_LIBRARIES", ("libnosuchcompiler.so.1",))
+    given = ("-d", tiny / "data.npz", "-t", "cuda", "-o", tmp_path / "out")
+    result = run_qcc("compile", tiny / "tiny.onnx", *given)
+    assert result.code == 6 and "no CUDA compiler: the cuda target needs NVRTC" in result.complaint
+
+
 def test_unknown_devices_are_named(run_qcc: Qcc, artifact: Path, compiled: Path, tiny: Path) -> None:
     data = ("--data", tiny / "data.npz")
     result = run_qcc("run", artifact, *data, "--device", "tpu")

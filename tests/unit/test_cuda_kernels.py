@@ -26,6 +26,7 @@ from qcc_targets.cuda.tensor import TILES, packed
 
 U8 = Quant(8, False, (Dyadic.of(0.1),), 3)
 I8 = Quant(8, True, (Dyadic.of(0.1),), -3)
+I16 = Quant(16, True, (Dyadic.of(0.1),), -300)
 U16 = Quant(16, False, (Dyadic.of(0.1),), 300)
 SAMPLES = 3
 
@@ -65,7 +66,7 @@ class Net:
         shape = (outputs, x.type.shape[1] // groups, *window)
         codes = self.rng.integers(-limit, limit + 1, shape).astype(np.int8)
         w = self.b.constant(codes, "w", quant=Quant(bits, True, (Dyadic(1, 7),) * outputs, axis=0))
-        deviation = 75 * max(limit, 1) * np.prod(shape[1:]) ** 0.5 * (256 if x.type.dtype == "u16" else 1)
+        deviation = 75 * max(limit, 1) * np.prod(shape[1:]) ** 0.5 * (256 if "16" in x.type.dtype else 1)
         span = quant.qmax - quant.qmin
         gain = 2**32 / deviation * span / 6
         m = self.b.constant(np.minimum(self.rng.uniform(0.3, 1, outputs) * gain, 2**31 - 1).astype(np.int32), "m")
@@ -100,6 +101,7 @@ def convolutions() -> Net:
     wide = n.layer(sum_, 70, 1, residual=stem, quant=U16, bits=4)
     n.layer(wide, 33, quant=I8)
     n.layer(words, 40, stride=2)
+    n.layer(n.layer(sum_, 40, 1, quant=I16), 34, quant=I16)
     n.layer(sum_, 36, bits=2)
     n.layer(sum_, 36, 1, bits=3)
     pooled = n.b.op("max_pool2d", [sum_], kernel=(3, 3), strides=(2, 2), pads=(1,) * 4, dilations=(1, 1), quant=U8)

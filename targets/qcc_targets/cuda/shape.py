@@ -21,6 +21,7 @@ class Form:
     """A kernel's own form of its operands: columns padded, steps of its loop, offsets padded, weights packed.
 
     Results are stored whole ``vector`` bytes at a time where they lie so. The steps are shared among ``splits``.
+    The kernel multiplies inputs that are ``more`` than they should be.
     """
 
     columns: int
@@ -29,6 +30,7 @@ class Form:
     weights: NDArray[np.generic]
     vector: int
     splits: int = 1
+    more: int = 0
 
     @property
     def split_steps(self) -> int:
@@ -99,7 +101,7 @@ def _constants(site: Site, o: Operands, form: Form, border: tuple[int, ...]) -> 
     """A ``TensorShape`` and what it points to."""
     residual = site.view(4) if len(site.op.operands) > 4 else None
     offsets = np.array(o.offsets + (0,) * (form.offsets - len(o.offsets)), np.int32)
-    arrays = [offsets, *_vectors(site, o, form.columns), form.weights]
+    arrays = [offsets, *_vectors(site, o, form.columns, form.more), form.weights]
     numbers = [
         o.rows,
         o.columns,
@@ -129,13 +131,13 @@ def _whole(view: View, walk: Walk, form: Form) -> bool:
     return not view.external and all(n * view.itemsize % form.vector == 0 for n in walk)
 
 
-def _vectors(site: Site, o: Operands, size: int) -> Iterator[NDArray[np.generic]]:
+def _vectors(site: Site, o: Operands, size: int, more: int) -> Iterator[NDArray[np.generic]]:
     """One entry per output channel, zeros up to ``size``: the accumulators' start, m, c, and mr where there is one.
 
-    Accumulators start at -zp * Σw, which is exact modulo 2**32: padding holds the zero point, and the true
+    Accumulators start at -(zp + more) * Σw, which is exact modulo 2**32: padding holds the zero point, and the true
     sum fits 32 bits.
     """
-    start = (-site.zero_point(0) * o.weights.astype(np.int64).sum(axis=1)).astype(np.int32)
+    start = (-(site.zero_point(0) + more) * o.weights.astype(np.int64).sum(axis=1)).astype(np.int32)
     slots = (2, 3, 5) if len(site.op.operands) > 4 else (2, 3)
     given = (np.broadcast_to(site.array(slot).reshape(-1), start.shape) for slot in slots)
     return (np.pad(v, (0, size - len(v))) for v in (start, *given))

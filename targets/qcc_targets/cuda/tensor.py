@@ -17,6 +17,8 @@ from qcc_targets.cuda.shape import DeviceCall, Form, calling, device_kernel, res
 _STEP: Final = 4 * CHUNK
 """Elements of the reduction between two barriers."""
 
+_INPUTS: Final = ("u8", "i8", "u16", "i16")
+
 _PROCESSORS: Final = 128
 """Multiprocessors of a large GPU: tiles are chosen so that they have work."""
 
@@ -66,7 +68,7 @@ _WIDEST: Final = 64
 
 def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     """The kernel of a convolution or dense layer, or None where its operands do not lie in aligned bytes."""
-    if (found := operands(site)) is None or site.view(0).dtype not in ("u8", "i8", "u16") or found.vector < 4:
+    if (found := operands(site)) is None or site.view(0).dtype not in _INPUTS or found.vector < 4:
         return None
     # A result of 16-bit inputs takes two columns.
     wide = found.itemsize == 2
@@ -80,7 +82,8 @@ def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     weights[:needed, : chunks * CHUNK] = _by_bytes(found.weights) if wide else found.weights
     blocks = tile.blocks(found.rows, needed)
     splits = split_count(blocks, steps)
-    form = Form(columns, steps, steps * _STEP // CHUNK, packed(weights, bits), CHUNK, splits)
+    offsets, more = steps * _STEP // CHUNK, 1 << 15 if site.view(0).dtype == "i16" else 0
+    form = Form(columns, steps, offsets, packed(weights, bits), CHUNK, splits, more)
     numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, found.vector, bits)
     name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
     call = DeviceCall(name, "tensor_product", numbers, blocks, tile.threads)

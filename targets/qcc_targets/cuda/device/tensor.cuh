@@ -6,8 +6,9 @@
 // that a chunk may reach over what it stands for. Tiles go through a ring of STAGES buffers in shared memory;
 // 16-byte chunks of a row are permuted by (row / 2) % 4, which keeps ldmatrix free of bank conflicts.
 //
-// Unsigned 16-bit inputs are multiplied byte by byte: an even column sums the low bytes, the odd one beside it
-// the high ones, each with weights that are zero at the other bytes; so a result takes two columns.
+// 16-bit inputs are multiplied byte by byte: an even column sums the low bytes, the odd one beside it the high
+// ones, each with weights that are zero at the other bytes; so a result takes two columns. Signed ones become
+// unsigned by 2^15 more, which their sign bit turned over is and what the accumulators start with takes back.
 //
 // Where there are few results and a long reduction, blocks sum parts of it (tensor_partial): [split][row][column]
 // int32 in the scratch memory, columns padded. Another kernel adds them up (tensor_sum). Integer sums do not
@@ -26,6 +27,9 @@ __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], co
 __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint16_t) {
   mma_u8s8(c, a, b);
 }
+__device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int16_t) {
+  mma_u8s8(c, a, b);
+}
 
 template <int BM, int BN, int WARPS_M, int WARPS_N, int STAGES, int VECTOR, int BITS, bool RESIDUAL, bool PARTIAL,
           typename In, typename Res, typename Out>
@@ -36,7 +40,7 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
   constexpr int A_BYTES = BM * 64, STAGE = A_BYTES + BN * 8 * BITS;
   constexpr int A_ROWS = BM * 4 / THREADS;
   constexpr int B_CHUNKS = BN * BITS / 2;
-  constexpr bool WIDE = sizeof(In) == 2;
+  constexpr bool WIDE = sizeof(In) == 2, SIGNED = In(-1) < In(0);
   constexpr int RESULTS = WIDE ? BN / 2 : BN;  // of a row of the tile
   constexpr int PITCH = RESULTS * sizeof(Out) + 16;
   constexpr int BYTES = STAGES * STAGE > BM * PITCH ? STAGES * STAGE : BM * PITCH;
@@ -114,6 +118,8 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
       for (int m = 0; m < WM / 16; ++m) {
         const int row = warp_m + m * 16 + lane % 16, chunk = half * 2 + lane / 16;
         ldmatrix_x4(left[m], a + row * 64 + ((chunk ^ row / 2 % 4) << 4));
+#pragma unroll
+        for (int i = 0; WIDE && SIGNED && i < 4; ++i) left[m][i] ^= 0x80008000u;
       }
 #pragma unroll
       for (int n = 0; n < WN / 8; n += BITS == 8 ? 2 : 1) {
