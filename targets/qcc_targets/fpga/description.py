@@ -44,12 +44,16 @@ class QueueRow(Strict):
 
 
 class Description(Strict):
-    """``sources`` are SystemVerilog files in order; ``cycles`` is the prediction of the cycles between frames."""
+    """``sources`` are SystemVerilog files in order; ``cycles`` is the prediction of the cycles between frames.
+
+    ``run`` is what executes the network on this side of the hardware.
+    """
 
     format: Literal[1] = 1
     top: str
     sources: tuple[str, ...]
     testbench: str
+    run: Literal["rtl", "hls"] = "rtl"
     cycles: Count
     inputs: tuple[Words, ...]
     outputs: tuple[Words, ...]

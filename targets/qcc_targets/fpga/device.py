@@ -27,6 +27,8 @@ class Dsp(Strict):
 
     kind: str
     count: Count
+    factors: tuple[Annotated[int, Field(ge=8, le=64)], Annotated[int, Field(ge=8, le=64)]]
+    """Bits of the two factors with their signs, the wider one first."""
     packing: dict[Annotated[int, Field(ge=2, le=16)], Annotated[int, Field(ge=1, le=8)]] = Field(default_factory=dict)
 
     def products(self, bits: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from qcc.errors import TargetError
 from qcc.ir.types import DTYPES
 from qcc_targets.c.emit import helper_definitions
 from qcc_targets.c.source import identifier
+from qcc_targets.fpga.buffers import fork_pixels
 from qcc_targets.fpga.folding import Folding, input_lanes, output_lanes
 from qcc_targets.fpga.hls_stage import Wiring, concat_function, nest_function, port, word
 from qcc_targets.fpga.nests import build_nest
@@ -43,21 +44,14 @@ class _Edge:
     depth: int
 
 
-def hls_sources(
-    network: Dataflow, foldings: Mapping[str, Folding], depths: Mapping[tuple[str, int, int], int] | None = None
-) -> dict[str, str]:
-    """The files by name. ``depths`` are elements that wait before input slot ``(stream, reader, slot)``.
-
-    Raises TargetError.
-    """
-    return _Writer(network, foldings, depths or {}).files()
+def hls_sources(network: Dataflow, foldings: Mapping[str, Folding]) -> dict[str, str]:
+    """The files by name. Raises TargetError."""
+    return _Writer(network, foldings).files()
 
 
 class _Writer:
-    def __init__(
-        self, network: Dataflow, foldings: Mapping[str, Folding], depths: Mapping[tuple[str, int, int], int]
-    ) -> None:
-        self._network, self._foldings, self._depths = network, foldings, depths
+    def __init__(self, network: Dataflow, foldings: Mapping[str, Folding]) -> None:
+        self._network, self._foldings = network, foldings
         self._readers = network.readers()
         self._helpers: set[str] = set()
         self._lanes = {s.name: output_lanes(s, foldings[s.name]) for s in network.stages}
@@ -100,11 +94,12 @@ class _Writer:
 
     def _edges(self, stream: Stream) -> list[_Edge]:
         """One per reader; the network's outputs are edges of their own."""
-        lanes = self._lanes[stream.name]
+        lanes, readers = self._lanes[stream.name], self._readers.get(stream.name, [])
+        pixels = fork_pixels(self._network, stream.name) if len(readers) > 1 else {}
         found = []
-        for number, slot in self._readers.get(stream.name, []):
+        for number, slot in readers:
             variable = f"s_{number}_{slot}" if number < len(self._network.stages) else f"out{slot}"
-            depth = -(-self._depths.get((stream.name, number, slot), 2 * lanes) // lanes)
+            depth = -(-pixels.get((number, slot), 0) * stream.channels // lanes)
             found.append(_Edge(stream, lanes, variable, max(depth, 2)))
         return found
 
@@ -195,35 +190,55 @@ class _Writer:
         return "\n".join([*lines, "    }", "    return 0;", "}", ""])
 
 
+class Frame(NamedTuple):
+    """How a port's frames lie in memory: element i in the order of transit is element ``order[i]`` of the array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: NDArray[Any]
+
+    @classmethod
+    def of(cls, port: Port) -> Frame:
+        return cls(port.shape, DTYPES[port.dtype], port.order)
+
+
 class HlsProgram:
     """The C++ of a network, compiled by g++ at ``level`` in ``folder``, where its files lie. Raises TargetError."""
 
-    def __init__(self, network: Dataflow, folder: Path, level: str = "-O2", limits: Limits = _COMPILE) -> None:
-        self._network, self._folder = network, folder
+    def __init__(
+        self,
+        inputs: Sequence[Frame],
+        outputs: Sequence[Frame],
+        folder: Path,
+        level: str = "-O2",
+        limits: Limits = _COMPILE,
+    ) -> None:
+        self._inputs, self._outputs, self._folder = inputs, outputs, folder
         run_tool(CXX, [*_STRICT, level, "-o", _PROGRAM, SOURCE, BENCH], folder, limits)
 
     def run(self, inputs: Sequence[NDArray[Any]], limits: Limits = _RUN) -> list[NDArray[Any]]:
         """Codes of every output, [batch, …], from those of every input, in order. Raises TargetError."""
-        ports = self._network.inputs
         batch = len(inputs[0])
-        frames = [np.asarray(x).reshape(batch, -1)[:, p.order] for x, p in zip(inputs, ports, strict=True)]
+        frames = [
+            np.asarray(x, f.dtype).reshape(batch, -1)[:, f.order] for x, f in zip(inputs, self._inputs, strict=True)
+        ]
         data = b"".join(frame[n].tobytes() for n in range(batch) for frame in frames)
         program = Tool("the network's C++", "runs", "", lambda: (str(self._folder / _PROGRAM),))
-        return unpack(self._network.outputs, run_tool(program, [], self._folder, limits, stdin=data), batch)
+        return _unpacked(self._outputs, run_tool(program, [], self._folder, limits, stdin=data), batch)
 
 
-def unpack(ports: Sequence[Port], data: bytes, batch: int) -> list[NDArray[Any]]:
-    """The dense tensors [batch, …] of frames in the order of transit, one port after the other in each frame."""
-    kinds = [(DTYPES[p.dtype], p.stream.size) for p in ports]
-    size = sum(kind.itemsize * count for kind, count in kinds)
+def _unpacked(ports: Sequence[Frame], data: bytes, batch: int) -> list[NDArray[Any]]:
+    """The arrays [batch, …] of frames in the order of transit, one port after the other in each frame."""
+    size = sum(f.dtype.itemsize * f.order.size for f in ports)
     if len(data) != batch * size:
         raise TargetError(f"{len(data)} bytes of results where {batch} frames have {batch * size}")
     frames = np.frombuffer(data, np.uint8).reshape(batch, size)
     found, start = [], 0
-    for p, (kind, count) in zip(ports, kinds, strict=True):
-        codes = np.ascontiguousarray(frames[:, start : start + kind.itemsize * count]).view(kind)
+    for f in ports:
+        stop = start + f.dtype.itemsize * f.order.size
+        codes = np.ascontiguousarray(frames[:, start:stop]).view(f.dtype)
         dense = np.empty_like(codes)
-        dense[:, p.order] = codes
-        found.append(dense.reshape(batch, *p.shape))
-        start += kind.itemsize * count
+        dense[:, f.order] = codes
+        found.append(dense.reshape(batch, *f.shape))
+        start = stop
     return found

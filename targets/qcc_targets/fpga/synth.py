@@ -75,15 +75,27 @@ _ROUTER: Final = Limits(seconds=1800, memory=1 << 40)
 """WebAssembly reserves address space that it never uses."""
 
 
-def synthesize(device: Device, sources: Sequence[Path], top: str, folder: Path, limits: Limits = _LONG) -> Usage:
+def synthesize(
+    device: Device,
+    sources: Sequence[Path],
+    top: str,
+    folder: Path,
+    limits: Limits = _LONG,
+    *,
+    without: Sequence[str] = (),
+) -> Usage:
     """What the module ``top`` of SystemVerilog ``sources`` takes on ``device``; the netlist is ``folder/<top>.json``.
 
-    Memory files that the sources name are looked for in ``folder``. Raises TargetError.
+    Modules ``without`` which it is counted are left empty. Memory files that the sources name are looked for in
+    ``folder``. Raises TargetError.
     """
     script = folder / f"{top}.ys"
+    empty = f"blackbox {' '.join(without)}\n" if without else ""
     script.write_text(
         f"read_verilog -sv {' '.join(shlex.quote(str(s.resolve())) for s in sources)}\n"
-        f"{_SYNTHESIS[device.synthesis]} -top {top}\n"
+        # Vendors call small memories "distributed"; yosys, which has no such memories without a write port, "logic".
+        'setattr -set rom_style "logic" a:rom_style=distributed\n'
+        f"{empty}{_SYNTHESIS[device.synthesis]} -top {top}\n"
         f"write_json {top}.json\n"
         f"tee -q -o {top}.stat stat -json\n"
     )

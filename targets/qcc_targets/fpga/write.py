@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Final
+from typing import Final, Literal
 
 from qcc_targets.fpga.description import Description, QueueRow, StageRow, Words
 from qcc_targets.fpga.folding import Folding, cycles, frame_cycles
@@ -22,13 +22,16 @@ TESTBENCH: Final = "testbench.cpp"
 DESCRIPTION: Final = "network.json"
 
 
-def write_files(network: Dataflow, foldings: Mapping[str, Folding], top: str, clock_mhz: float) -> dict[str, bytes]:
+def write_files(
+    network: Dataflow, foldings: Mapping[str, Folding], top: str, clock_mhz: float, run: Literal["rtl", "hls"] = "rtl"
+) -> dict[str, bytes]:
     """Contents by file name. Raises TargetError."""
     design = write_network(network, foldings)
     spec = Description(
         top=top,
         sources=(PARTS, NETWORK, TOP),
         testbench=TESTBENCH,
+        run=run,
         cycles=frame_cycles(network, dict(foldings)),
         inputs=tuple(_words(p, b) for p, b in zip(network.inputs, design.inputs, strict=True)),
         outputs=tuple(_words(p, b) for p, b in zip(network.outputs, design.outputs, strict=True)),
