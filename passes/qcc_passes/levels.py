@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qcc.ir.layout import Blocks, Widths
 from qcc.ir.types import Dyadic, Quant
-from qcc_passes.rounding import Codes, Levels, damped, diagonal, round_rows
+from qcc_passes.rounding import Codes, Levels, Solver, damped, diagonal, gptq_and_descent, round_rows
 
 Array = NDArray[Any]
 
@@ -17,7 +17,9 @@ _FACTORS: Final = np.linspace(0.4, 1.1, 29)
 """Of the least scale that clips nothing; with exponents, more than an octave holds all that differ."""
 
 
-def round_on(weights: Array, gram: Array, quant: Quant, shape: tuple[int, ...], damping: float) -> tuple[Array, Quant]:
+def round_on(
+    weights: Array, gram: Array, quant: Quant, shape: tuple[int, ...], damping: float, solve: Solver = gptq_and_descent
+) -> tuple[Array, Quant]:
     """Weights [groups, rows, K] near ``weights`` for inputs of moment ``gram`` [groups, K, K], and their grid.
 
     ``quant`` says what kind of grid; scales and exponents are fitted anew. ``shape`` [O, C, ...] is that of the
@@ -28,7 +30,7 @@ def round_on(weights: Array, gram: Array, quant: Quant, shape: tuple[int, ...], 
     if quant.axis is None or isinstance(quant.layout, Blocks):
         importance = diagonal(damped(gram, damping))[..., None, :]
         scale, levels = _fitted(weights, importance, levels, quant, shape)
-    best = round_rows(weights, gram, levels, damping, scale, refit=quant.axis is not None)
+    best = round_rows(weights, gram, levels, damping, scale, refit=quant.axis is not None, solve=solve)
     single = best.scale.astype(np.float32).astype(np.float64)
     kept = single.reshape(-1)[: len(quant.scale)]
     made = Quant(quant.bits, True, tuple(map(Dyadic.of, kept)), axis=quant.axis, layout=quant.layout)

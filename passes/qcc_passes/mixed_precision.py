@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import ClassVar, Final, Literal
 
 import numpy as np
@@ -30,6 +32,8 @@ from qcc_passes.scoring import Score, Scorer, Trial
 _TRIES: Final = 16
 _LARGE_MACS: Final = 1e8
 """Multiply-accumulates per sample above which a network is not refined by default."""
+WIDE_ENDS: Final = ", wide ends"
+"""Ends the name of what an objective chooses with the first and last layer at their widest."""
 Objective = Literal["pairwise", "separate", "labels", "curvature", "uniform", "refined"]
 
 
@@ -61,7 +65,7 @@ class MixedPrecision(Pass):
     weight_bits: tuple[int, ...] = Field(default=(2, 3, 4, 5, 6, 8), min_length=1)
     activation_bits: tuple[int, ...] = Field(default=(DEFAULT_BITS,), min_length=1)
     keep: dict[str, int] = Field(default_factory=dict, description="layers whose bits are given")
-    ends: int | None = Field(default=8, ge=2, le=8, description="bits of the first and last layer; null: free")
+    ends: int | None = Field(default=None, ge=2, le=8, description="bits of the first and last layer; null: chosen")
     objectives: tuple[Objective, ...] = Field(
         default=("pairwise", "separate", "labels", "curvature", "uniform", "refined"), min_length=1
     )
@@ -97,7 +101,7 @@ class MixedPrecision(Pass):
                 scores[assignment.picks] = scene.score(assignment.picks, scorer, trial)
                 tried[assignment.picks] = _candidate(objective, scene, assignment, scores[assignment.picks])
             ctx.progress(self.name, done, len(solved))
-        plain = next((s.picks for name, s in solved if name == "uniform"), None)
+        plain = {s.picks for name, s in solved if name.startswith("uniform")}
         ranked = [tried[picks] for picks in _ranked(scores, plain)]
         best = ranked[0]
         ctx.log.info("mixed-precision: %s wins with KL %.3g", best.objective, best.kl)
@@ -108,15 +112,21 @@ class MixedPrecision(Pass):
         return graph
 
     def _solved(self, scene: Scene, programs: Sequence[Program], ctx: PassContext) -> Iterator[tuple[str, Assignment]]:
-        """Each program's solution, and the uniform one where there is one."""
+        """Each program's solution, and the uniform ones where there are any."""
         for done, program in enumerate(programs, 1):
             groups = scene.groups(program)
             gram = None if program.perturbations is None else _form(scene, groups, program.perturbations)
             yield program.objective, assign(groups, self.budgets, gram, self.minimize, self.cuts)
+            if program.objective.startswith("sensitivity-") and (held := _ends_held(scene, groups)) != groups:
+                with suppress(BudgetError):
+                    found = assign(held, self.budgets, None, self.minimize)
+                    yield program.objective + WIDE_ENDS, _among(groups, held, found)
             ctx.progress("assign", done, len(programs))
-        found = uniform(scene.groups(programs[0]), self.budgets) if "uniform" in self.objectives else None
-        if found is not None:
-            yield "uniform", found
+        if "uniform" in self.objectives:
+            groups = scene.groups(programs[0])
+            for name, some in (("uniform", groups), ("uniform" + WIDE_ENDS, _ends_held(scene, groups))):
+                if (plain := uniform(some, self.budgets)) is not None:
+                    yield name, _among(groups, some, plain)
 
     def _refined(
         self,
@@ -182,13 +192,31 @@ class MixedPrecision(Pass):
         return able
 
 
-def _ranked(scores: Mapping[tuple[int, ...], Score], plain: tuple[int, ...] | None) -> list[tuple[int, ...]]:
-    """The assignments, best first; the uniform one stays first unless another is surely better."""
+def _ranked(scores: Mapping[tuple[int, ...], Score], plain: Collection[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The assignments, best first; the better ``plain`` one stays first unless another is surely better."""
     ranked = sorted(scores, key=lambda picks: scores[picks].rank)
-    if plain is not None and not scores[ranked[0]].surely_below(scores[plain]):
-        ranked.remove(plain)
-        ranked.insert(0, plain)
+    first = next((picks for picks in ranked if picks in plain), None)
+    if first is not None and not scores[ranked[0]].surely_below(scores[first]):
+        ranked.remove(first)
+        ranked.insert(0, first)
     return ranked
+
+
+def _ends_held(scene: Scene, groups: Sequence[Group]) -> list[Group]:
+    """``groups`` with the first and last layer at their widest."""
+    ends = {scene.top.layers[0].name, scene.top.layers[-1].name}
+    held = []
+    for g in groups:
+        widest = max(c.weight_bits for c in g.choices)
+        choices = tuple(c for c in g.choices if g.name not in ends or c.weight_bits == widest)
+        held.append(Group(g.name, choices, g.site))
+    return held
+
+
+def _among(groups: Sequence[Group], fewer: Sequence[Group], found: Assignment) -> Assignment:
+    """``found`` for groups of ``fewer`` choices, as one for ``groups``."""
+    picks = (g.choices.index(f.choices[p]) for g, f, p in zip(groups, fewer, found.picks, strict=True))
+    return replace(found, picks=tuple(picks))
 
 
 def uniform(groups: Sequence[Group], budgets: Mapping[str, float]) -> Assignment | None:

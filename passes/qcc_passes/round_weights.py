@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,11 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.blas import one_thread
 from qcc.verify.layers import without_grids
+from qcc_passes.adaround import adaround
 from qcc_passes.layers import LAYER_KINDS, groups_of
 from qcc_passes.levels import round_on
 from qcc_passes.moments import Moments, columns, input_moments
-from qcc_passes.rounding import compensated
+from qcc_passes.rounding import Solver, compensated, gptq_and_descent
 from qcc_passes.samples import affordable, elements, fixed_batch, parts, samples_in
 from qcc_passes.sweep import Step, Sweep
 
@@ -33,6 +34,9 @@ _RUN: Final = 64 << 20
 _LEAST_RUNS: Final = 4
 _HELD: Final = 0.25
 """Share of the runs that only judge."""
+
+Method = Literal["gptq", "adaround"]
+_SOLVERS: Final[Mapping[Method, Solver]] = {"gptq": gptq_and_descent, "adaround": adaround}
 
 Parts = Sequence[Mapping[str, Array]]
 
@@ -60,7 +64,7 @@ class RoundedWeights:
 
 
 class RoundWeights(Pass):
-    """Round weights by GPTQ, then integer coordinate descent with scale refit, on the layers' inputs.
+    """Round weights by GPTQ, then integer coordinate descent with scale refit, on the layers' inputs; or by AdaRound.
 
     Layers whose weights have ``compensate_below`` bits or more keep what they compute on fp32 inputs.
     Those with fewer are visited in order, each seeing what the rounded ones before it compute, and
@@ -77,6 +81,7 @@ class RoundWeights(Pass):
     gives: ClassVar[tuple[type, ...]] = (RoundedWeights,)
 
     below: int = Field(default=9, ge=2, le=9, description="round layers whose weights have fewer bits")
+    method: Method = Field(default="gptq", description="gptq: with coordinate descent; adaround: the better neighbour")
     compensate_below: int = Field(default=8, ge=2, le=9, description="aim at the fp32 output below so many bits")
     samples: int | None = Field(default=None, ge=2, description="calibration samples to use")
     positions: int = Field(default=8_192, ge=16, description="output positions per layer, over all samples")
@@ -190,7 +195,7 @@ class RoundWeights(Pass):
         target = real
         if fit.drift is not None:
             target = compensated(real, own, own + fit.drift.cross.astype(np.float64) / fit.count, self.damping)
-        return round_on(target, own, grid, shape, self.damping)
+        return round_on(target, own, grid, shape, self.damping, _SOLVERS[self.method])
 
 
 def _grid(weight: Value) -> Quant:

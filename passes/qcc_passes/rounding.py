@@ -10,7 +10,7 @@ Which integers a code may be is said by ``Levels``: a width, one per row, or wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,18 +158,31 @@ def descend(weights: Array, start: Codes, gram: Array, levels: Levels, sweeps: i
                     changed = True
             pull[..., block.stop :] -= (moved * scale[..., None]) @ gram[..., block, block.stop :]
         if refit:
-            scale = _refit(weights, codes, scale, gram)
+            scale = fitted_scale(weights, codes, scale, gram)
         if not changed:
             break
     return Codes(codes, scale)
 
 
-def _refit(weights: Array, codes: Array, scale: Array, gram: Array) -> Array:
+def fitted_scale(weights: Array, codes: Array, scale: Array, gram: Array) -> Array:
     """The least-squares scale of each row; the old one where codes vanish or it would turn negative."""
     projected = codes @ gram
     energy = np.einsum("...rk,...rk->...r", projected, codes)
     fit = np.einsum("...rk,...rk->...r", projected, weights) / np.where(energy > 0, energy, 1)
     return np.where((energy > 0) & (fit > 0), fit, scale)
+
+
+class Solver(Protocol):
+    """Better codes than those rounded to nearest, ``plain``; scales change with ``refit`` only."""
+
+    def __call__(self, weights: Array, plain: Codes, gram: Array, levels: Levels, *, refit: bool) -> Codes:
+        """``gram`` is positive definite."""
+        ...
+
+
+def gptq_and_descent(weights: Array, plain: Codes, gram: Array, levels: Levels, *, refit: bool) -> Codes:
+    """GPTQ at the scales of ``plain``, then coordinate descent."""
+    return descend(weights, gptq(weights, plain.scale, gram, levels), gram, levels, refit=refit)
 
 
 def round_rows(
@@ -180,8 +193,9 @@ def round_rows(
     scale: Array | None = None,
     *,
     refit: bool = True,
+    solve: Solver = gptq_and_descent,
 ) -> Codes:
-    """Scale search, GPTQ and coordinate descent; never worse per row than round to nearest.
+    """Scale search, then ``solve``; never worse per row than round to nearest.
 
     ``gram`` may be singular; ``damping`` is the share of its mean diagonal that is added. ``scale`` [..., rows]
     stands in for the search, and stays as it is without ``refit``.
@@ -189,7 +203,7 @@ def round_rows(
     steady = damped(gram, damping)
     found = search_scale(weights, diagonal(steady), levels) if scale is None else scale
     plain = nearest(weights, found, levels)
-    best = descend(weights, gptq(weights, found, steady, levels), steady, levels, refit=refit)
+    best = solve(weights, plain, steady, levels, refit=refit)
     worse = output_error(weights, best.weights, steady) > output_error(weights, plain.weights, steady)
     codes = np.where(worse[..., None], plain.codes, best.codes)
     return Codes(codes, np.where(worse, plain.scale, best.scale))

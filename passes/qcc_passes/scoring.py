@@ -46,11 +46,11 @@ class Score:
     """KL and soft KL of each sample, [2, N]."""
 
     def surely_below(self, other: Score) -> bool:
-        """Whether both kinds of KL together are less than ``other``'s on the same samples by a standard error."""
+        """Whether both kinds of KL together are less than ``other``'s on the same samples by two standard errors."""
         scale = np.maximum(other.samples.mean(axis=1, keepdims=True), 1e-30)
         difference = ((self.samples - other.samples) / scale).sum(axis=0)
         noise = difference.std() / math.sqrt(max(len(difference) - 1, 1))
-        return bool(difference.mean() < -noise)
+        return bool(difference.mean() < -2 * noise)
 
     @property
     def rank(self) -> float:

@@ -34,7 +34,8 @@ class LatencyTable(BaseModel):
     """Latency by layer and weight bits, of one model on one device.
 
     A layer's time in the network is its own, measured alone, times ``factor``; ``overhead`` seconds
-    come on top per call. Both are fitted to ``end_to_end``.
+    come on top per call. Both are fitted to ``end_to_end``. A cost model of a device that is not here
+    is such a table, written by hand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,13 +43,13 @@ class LatencyTable(BaseModel):
     format: Literal[1] = 1
     model_sha256: str
     device: str
-    """What the device is: target, its options, and the machine."""
-    batch: int
-    threads: int
+    """What the device is: target, its options, and the machine, as in ``c on Cortex-M4 at 80 MHz``."""
+    batch: int = 1
+    threads: int = 1
     layers: tuple[LayerLatency, ...]
-    factor: float
-    overhead: float
-    end_to_end: tuple[EndToEnd, ...]
+    factor: float = 1.0
+    overhead: float = 0.0
+    end_to_end: tuple[EndToEnd, ...] = ()
 
     def of(self, layer: str, weight_bits: int) -> float:
         """Seconds that ``layer`` takes within the network. Raises ConfigError where it was not measured."""
@@ -65,10 +66,13 @@ class LatencyTable(BaseModel):
         return self.overhead + sum(self.of(layer, width) for layer, width in bits.items())
 
     def check(self, model_sha256: str, device: str, where: str) -> None:
-        """Raise ConfigError, naming the file ``where``, unless the table is of this model and device."""
+        """Raise ConfigError, naming the file ``where``, unless the table is of this model and device.
+
+        A ``device`` that names no machine is not here: the table says which one it is of.
+        """
         if self.model_sha256 != model_sha256:
             raise ConfigError(f"{where}: latencies of another model; measure this one again")
-        if self.device != device:
+        if self.device != device and not self.device.startswith(f"{device} on "):
             raise ConfigError(f"{where}: latencies of another device ({self.device}); this one is {device}")
 
 

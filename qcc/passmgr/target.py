@@ -83,8 +83,9 @@ class Target(BaseModel, ABC):
         """What the device can do."""
 
     def device(self) -> str:
-        """What latencies are measured on: the target with its options, and the machine."""
-        return f"{spell(self.name, self.model_dump(mode='json', exclude_defaults=True))} on {machine()}"
+        """What latencies are of: the target with its options, and the machine where they are measured on this one."""
+        spelled = spell(self.name, self.model_dump(mode="json", exclude_defaults=True))
+        return spelled if type(self).time_layers is Target.time_layers else f"{spelled} on {machine()}"
 
     def time_layers(self, artifact: Path) -> Mapping[str, float] | None:
         """Seconds that each layer of an artifact for this target takes within one call, by the name of its result.

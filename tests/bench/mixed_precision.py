@@ -4,7 +4,8 @@
     python tests/bench/mixed_precision.py table --out bits.jsonl
 
 Every network goes through the default pipeline; only the bits of the weights differ. The first and
-last layer have 8 bits, and each budget is the average of bits that the uniform assignment then has.
+last layer of the uniform assignment and of the trace ILP have 8 bits; qcc chooses theirs as well. Each budget is
+the average of bits that the uniform assignment has.
 Draws are random halves (or more) of the calibration data. KL, agreement and SQNR are those of the
 integer network against fp32 on evaluation data, which no choice has seen. ``run`` appends one line
 per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well.
@@ -44,6 +45,7 @@ MODELS: Final = ("resnet20_cifar10", "mlperf_tiny_ic_resnet8", "kws_dscnn", "mob
 METHODS: Final = ("uniform", "trace ILP", "ours")
 DRAWN: Final = {"resnet20_cifar10": 384, "mlperf_tiny_ic_resnet8": 384, "kws_dscnn": 160, "mobilenet_v2_fc8": 192}
 """Calibration samples per draw."""
+MEASURED: Final = ("kl", "agreement", "sqnr", "top1", "fp32")
 ENDS: Final = 8
 
 
@@ -60,10 +62,10 @@ class Scene:
     batch: int
 
 
-def prepare(case: Subject, draw: int, cache: Path, limit: int | None) -> Scene:
+def prepare(case: Subject, draw: int, cache: Path, limit: int | None, samples: int | None) -> Scene:
     """Calibrate and measure sensitivities on one draw."""
     rng = np.random.default_rng(draw)
-    chosen = rng.permutation(len(case.calibration))[: DRAWN[case.name]]
+    chosen = rng.permutation(len(case.calibration))[: samples or DRAWN[case.name]]
     bits = frozenset(range(2, 9))
     ctx = PassContext(capabilities=Capabilities(weight_bits=bits, activation_bits=bits | {16}), cache=cache)
     ctx.facts.put(CalibrationData({case.input: case.calibration[chosen].astype(np.float32)}))
@@ -114,8 +116,8 @@ def plans(
         if method == "uniform":
             yield method, uniform, {"average": average}
             continue
-        objectives = {"objectives": ["curvature"]} if method == "trace ILP" else {}
-        options = {"budgets": {"bits": average}, "ends": ENDS, **(more or {}), **objectives}
+        alone = {"objectives": ["curvature"], "scored_by": [], "ends": ENDS} if method == "trace ILP" else {}
+        options = {"budgets": {"bits": average}, **(more or {}), **alone}
         Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
         best = scene.ctx.facts.get(Candidates).tried[0]
         said = {"average": best.costs["bits"], "objective": best.objective, "gap": best.gap, "held_out_kl": best.kl}
@@ -135,10 +137,15 @@ def run(chosen: argparse.Namespace) -> None:
             wanted = [(b, m) for b in chosen.bits for m in chosen.methods if (model, draw, b, m) not in done]
             if not wanted:
                 continue
-            scene = prepare(subject(model), draw, chosen.cache, chosen.limit)
+            scene = prepare(subject(model), draw, chosen.cache, chosen.limit, chosen.samples)
             for bits in dict.fromkeys(b for b, _ in wanted):
+                found = [r for r in read(chosen.out) if (r["model"], r["draw"], r["bits"]) == (model, draw, bits)]
                 for method, plan, said in plans(scene, bits, [m for b, m in wanted if b == bits], options):
-                    append(chosen.out, model, draw, bits, method, {**result(scene, plan), **said, "plan": plan})
+                    same = next((r for r in found if r.get("plan") == plan), None)
+                    row = result(scene, plan) if same is None else {k: same[k] for k in MEASURED if k in same}
+                    row |= {**said, "plan": plan}
+                    found.append(row)
+                    append(chosen.out, model, draw, bits, method, row)
             for bits, method, row in extras(scene, model, draw, done) if chosen.extras else ():
                 append(chosen.out, model, draw, bits, method, row)
 
@@ -189,13 +196,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="end of the draws")
     parser.add_argument("--bits", type=lambda text: [int(b) for b in text.split(",")], default=[8, 6, 5, 4, 3])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--samples", type=int, help="calibration samples per draw")
     parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/qcc-bench-bits"))
     parser.add_argument("--tries", type=int, default=16, help="assignments that refining tries, each compiled")
     parser.add_argument("--objectives", help="comma-separated; default: all")
     parser.add_argument("--proxy", action="store_true", help="score candidates by rounding alone: for large models")
     parser.add_argument("--extras", action="store_true", help="uniform W4A4 as well")
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     run(chosen) if chosen.what == "run" else table(chosen)
 
 

@@ -64,7 +64,7 @@ def test_plan_meets_every_budget_and_beats_uniform(network: Graph) -> None:
 
 def test_kept_layers_and_ends_are_respected(network: Graph) -> None:
     ctx = measured(network)
-    MixedPrecision(budgets={"bits": 5.0}, keep={"two": 6}).run(network, ctx)
+    MixedPrecision(budgets={"bits": 5.0}, keep={"two": 6}, ends=8).run(network, ctx)
     plan = ctx.facts.get(BitPlan).weight_bits
     assert (plan["one"], plan["last"], plan["two"]) == (8, 8, 6)
 

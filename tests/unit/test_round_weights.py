@@ -102,6 +102,14 @@ def test_output_error_falls_on_unseen_data(bits: int, groups: int) -> None:
     assert output_sqnr(after) > output_sqnr(before) + 2
 
 
+def test_adaround_is_an_option() -> None:
+    before = network(4)
+    after, report = rounded(before, method="adaround")
+    assert any(r.accepted for r in report.layers)
+    assert output_sqnr(after) > output_sqnr(before) + 1
+    assert not np.array_equal(constants(after)["w1"], constants(rounded(before)[0])["w1"])
+
+
 def test_accepted_weights_lie_on_their_grid() -> None:
     after, report = rounded(network(3))
     weights = producers(after)

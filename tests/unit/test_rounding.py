@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qcc_passes.adaround import adaround
 from qcc_passes.rounding import (
     Codes,
     Levels,
@@ -65,6 +66,20 @@ def test_descent_lowers_every_row_and_ends_at_a_fixed_point() -> None:
     assert (after <= before + 1e-12).all()
     assert after.sum() < before.sum() / 2
     assert np.array_equal(descend(weights, end, gram, Levels.of(3), sweeps=1).codes, end.codes)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_adaround_picks_the_better_neighbours(bits: int) -> None:
+    weights, gram = problem(16, 60, 3)
+    gram = damped(gram, 0.01)
+    levels = Levels.of(bits)
+    plain = nearest(weights, search_scale(weights, np.diag(gram), levels), levels)
+    found = adaround(weights, plain, gram, levels, refit=True)
+    before, after = (output_error(weights, c.weights, gram).sum() for c in (plain, found))
+    assert after < 0.8 * before
+    assert np.array_equal(levels.nearest(found.codes), found.codes)
+    inside = np.clip(weights / plain.scale[:, None], levels.low, levels.high)
+    assert (np.abs(found.codes - inside) <= 1).all()
 
 
 @pytest.mark.parametrize("seed", range(5))

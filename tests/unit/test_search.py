@@ -171,6 +171,17 @@ def test_a_latency_budget_is_met(make: MakeConfig, tmp_path: Path) -> None:
     assert tight.costs["latency"] == pytest.approx(14e-3)
 
 
+def test_a_cost_model_of_a_device_elsewhere_is_written_by_hand(make: MakeConfig, tmp_path: Path) -> None:
+    config = make(passes={})
+    rows = [{"layer": name, "seconds": {4: 1.0, 8: 2.0}} for name in ("one", "two", "three", "last")]
+    given = {"model_sha256": digest(config), "device": "ref on a board elsewhere", "layers": rows}
+    (tmp_path / "latency.json").write_text(json.dumps(given))
+    passes = {"mixed-precision": {"weight_bits": [4, 8], "objectives": ["separate"]}}
+    config = config.model_copy(update={"passes": passes, "latency": tmp_path / "latency.json"})
+    (point,) = search(config, {"latency": (6.5,)}, tmp_path / "out").points
+    assert sorted(point.weight_bits.values()) == [4, 4, 8, 8]
+
+
 def test_a_target_that_cannot_be_timed_says_so(make: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="target 'ref' cannot time its layers"):
         measured_table(make(passes={"mixed-precision": {"weight_bits": [8]}}), tmp_path / "latency.json")
