@@ -1,10 +1,13 @@
 # ruff: noqa: T201 - a measurement prints
-"""How fast artifacts are beside onnxruntime and OpenVINO: one row per model, batch, threads and AMX setting.
+"""How fast artifacts are beside onnxruntime and OpenVINO: a row per model, batch, threads, AMX and state of caches.
 
-    python tests/bench/latency.py [--batch 1,8] [--threads 1,2] [--amx on,off] [--folder KEEP] [MODEL ...]
+    python tests/bench/latency.py [--batch 1,8] [--threads 1,2] [--amx on,off] [--weights warm,cold]
+                                  [--rounds N] [--folder KEEP] [--json] [MODEL ...]
 
 Compiles each model for several instruction sets, then runs ``qcc bench`` on it. A ratio is the peer's
 median time divided by the artifact's, both measured in one interleaved run. ResNets have random weights.
+With a batch, ``singles`` is how many times as long the artifact for batch 1 takes for the same samples,
+measured right after. ``suite`` stands for ResNet-18, ResNet-50, MobileNetV2 and SqueezeNet.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from zoo import data_folder, subject
 
 REAL: Final = ("kws_dscnn", "resnet20_cifar10", "mlperf_tiny_ic_resnet8", "squeezenet1_1", "mobilenet_v2_fc8")
 MODELS: Final = (*REAL, *resnets.DEPTHS)
+SUITE: Final = ("resnet18", "resnet50", "mobilenet_v2_fc8", "squeezenet1_1")
 PEERS: Final = ("onnxruntime fp32", "onnxruntime int8", "openvino int8")
 LEVELS: Final = {"on": "native", "off": "avx512vbmi"}
+OURS: Final = "qcc integer"
 SAMPLES: Final = 64
 QUICK: Final = "fold-batch-norm, canonicalize, calibrate{method=minmax}, quantize, dyadic"
 """The pipeline for random weights: there is no accuracy to care for."""
-HEAD: Final = f"{'model':24} {'batch':>5} {'threads':>7} {'AMX':>4} {'qcc ms':>8}  " + "  ".join(
-    f"{peer:>16}" for peer in PEERS
+HEAD: Final = (
+    f"{'model':24} {'batch':>5} {'threads':>7} {'AMX':>4} {'caches':>6} {'qcc ms':>8} {'ms/sample':>9} {'singles':>8}  "
+    + "  ".join(f"{peer:>16}" for peer in PEERS)
 )
 
 
@@ -77,23 +83,53 @@ def artifact(case: Case, folder: Path, level: str, batch: int, threads: int) -> 
         target = ("-t", "cpu", "-O", f"isa={level}", "-O", f"batch={batch}", "-O", f"threads={threads}")
         passes = ("--pipeline", QUICK) if case.name in resnets.DEPTHS else ()
         made = qcc("compile", case.model, "-d", case.data, "-o", path, *target, *passes)
-        print(f"compiled {path.name}: build {made['seconds']['build']:.1f} s, all {made['total_seconds']:.1f} s")
+        seconds = f"build {made['seconds']['build']:.1f} s, all {made['total_seconds']:.1f} s"
+        print(f"compiled {path.name}: {seconds}", file=sys.stderr, flush=True)
     return path
 
 
-def row(case: Case, folder: Path, batch: int, amx: str, threads: int, rounds: int) -> str:
-    """The table's row of one model, batch, AMX setting and number of threads."""
-    path = artifact(case, folder, LEVELS[amx], batch, threads)
-    arguments = ("--model", case.model, "-d", case.data, "--against", "onnxruntime,openvino", "--weights", "warm")
-    switches = ("--batch", batch, "--threads", threads, "--rounds", rounds, "--amx" if amx == "on" else "--no-amx")
-    return _row(case.name, batch, amx, qcc("bench", path, *arguments, *switches)["results"][0])
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one call of ``qcc bench`` measures."""
+
+    batch: int
+    amx: str
+    threads: int
+    weights: str
+    rounds: int
 
 
-def _row(name: str, batch: int, amx: str, result: Any) -> str:
-    seconds, ratios = result["seconds"], result["times_qcc"]
-    ours = f"{1000 * seconds['qcc integer']['median']:8.3f}"
+def measured(case: Case, folder: Path, setting: Setting) -> list[dict[str, Any]]:
+    """A row for each state of the caches."""
+    given = ("-d", case.data, "--batch", setting.batch, "--threads", setting.threads, "--rounds", setting.rounds)
+    switches = (*given, "--weights", setting.weights, "--amx" if setting.amx == "on" else "--no-amx")
+    peers = ("--model", case.model, "--against", "onnxruntime,openvino")
+    path = artifact(case, folder, LEVELS[setting.amx], setting.batch, setting.threads)
+    found = qcc("bench", path, *peers, *switches)["results"]
+    singles: list[Any] = [None] * len(found)
+    if setting.batch > 1:
+        single = artifact(case, folder, LEVELS[setting.amx], 1, setting.threads)
+        singles = qcc("bench", single, *switches)["results"]
+    return [_row(case.name, setting, *pair) for pair in zip(found, singles, strict=True)]
+
+
+def _row(name: str, setting: Setting, result: Any, single: Any) -> dict[str, Any]:
+    ours = result["seconds"][OURS]["median"]
+    known: dict[str, Any] = {"model": name, "batch": setting.batch, "amx": setting.amx, "singles": None}
+    if single is not None:
+        known["singles"] = single["seconds"][OURS]["median"] / ours
+    return {**known, **result}
+
+
+def printed(row: dict[str, Any]) -> str:
+    """The table's line of a row."""
+    ratios, milliseconds = row["times_qcc"], 1000 * row["seconds"][OURS]["median"]
     cells = "  ".join(f"{ratios[p]:16.2f}" if p in ratios else f"{'–':>16}" for p in PEERS)
-    return f"{name:24} {batch:5} {result['threads']:7} {amx:>4} {ours}  {cells}"
+    singles = f"{'–':>8}" if row["singles"] is None else f"{row['singles']:8.2f}"
+    return (
+        f"{row['model']:24} {row['batch']:5} {row['threads']:7} {row['amx']:>4} {row['weights']:>6} "
+        f"{milliseconds:8.3f} {milliseconds / row['batch']:9.3f} {singles}  {cells}"
+    )
 
 
 def machine() -> str:
@@ -114,22 +150,33 @@ def choices(text: str, known: Sequence[str] | None = None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"suite, {', '.join(MODELS)}; default: all")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--amx", default="on,off")
+    parser.add_argument("--weights", default="warm,cold")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--folder", type=Path, help="keeps artifacts between runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON document in place of the table")
     chosen = parser.parse_args()
-    names = choices(",".join(chosen.models or MODELS), MODELS)
+    asked = [name for m in chosen.models or MODELS for name in (SUITE if m == "suite" else (m,))]
+    names, amx = choices(",".join(asked), MODELS), choices(chosen.amx, tuple(LEVELS))
+    weights = ",".join(choices(chosen.weights, ("warm", "cold")))
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = chosen.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{machine()}\n\n{HEAD}", flush=True)
-        amx = choices(chosen.amx, tuple(LEVELS))
+        if not chosen.json:
+            print(f"{machine()}\n\n{HEAD}", flush=True)
         settings = product(names, map(int, choices(chosen.batch)), amx, map(int, choices(chosen.threads)))
         for name, batch, tiles, threads in settings:
-            print(row(prepared(name, folder), folder, batch, tiles, threads, chosen.rounds), flush=True)
+            setting = Setting(batch, tiles, threads, weights, chosen.rounds)
+            for row in measured(prepared(name, folder), folder, setting):
+                rows.append(row)
+                if not chosen.json:
+                    print(printed(row), flush=True)
+    if chosen.json:
+        print(json.dumps({"machine": machine(), "rounds": chosen.rounds, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
