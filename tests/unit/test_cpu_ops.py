@@ -178,6 +178,25 @@ def elementwise(b: Bench) -> None:
     z = b.op("ilookup", [x, table], grid(1))
     b.op("ilookup", [z, b.builder.constant(b.rng.integers(-128, 128, (5, 256)).astype(np.int8), "t")], grid(1, 8, True))
     b.op("ilookup", [b.x(9, quant=grid(0, 8, True)), table], grid())
+    wide = b.op("ilookup", [b.x(3, 7, 11, quant=grid(0, 8, True)), table], grid(1))
+    b.op("ilookup", [b.op("ilookup", [wide, table], grid()), table], grid())
+    b.op(
+        "ilookup",
+        [
+            b.op(
+                "slice",
+                [
+                    b.x(40, 90),
+                ],
+                axis=2,
+                start=1,
+                stop=72,
+                step=1,
+            ),
+            table,
+        ],
+        grid(),
+    )
 
 
 def pooling(b: Bench) -> None:
@@ -211,9 +230,12 @@ def reductions(b: Bench) -> None:
     ties = b.op("reduce_max", [b.x(10, 2, quant=grid(0, 2))], axes=(2,), keepdims=False)
     b.op("argmax", [ties], axis=1, keepdims=True)
     exponentials = np.rint(65535 * np.exp(-np.arange(256) / 20)).astype(np.int32)
-    table = b.builder.constant(exponentials, "exp")
-    for shape, axis in (((10,), 1), ((1000,), 1), ((3, 4, 5), 1), ((2, 7), 2), ((1,), 1)):
-        b.op("isoftmax", [b.x(*shape), table], Quant(8, False, (Dyadic(1, 8),)), axis=axis)
+    shapes = [((10,), 1), ((1000,), 1), ((3, 4, 5), 1), ((2, 7), 2), ((2, 7), 1), ((1,), 1)]
+    for first, chosen in ((65535, shapes), (512, shapes[3:5]), (1, shapes[2:4])):  # narrow and wide quotients
+        exponentials[0] = first
+        table = b.builder.constant(exponentials.copy(), "exp")
+        for shape, axis in chosen:
+            b.op("isoftmax", [b.x(*shape), table], Quant(8, False, (Dyadic(1, 8),)), axis=axis)
 
 
 def movement(b: Bench) -> None:

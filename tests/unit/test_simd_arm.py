@@ -80,10 +80,16 @@ def sums() -> Graph:
     return graph
 
 
+def tables() -> Graph:
+    graph: Graph = script(FOLDER / "test_simd_lookup.py").tables()
+    return graph
+
+
 @pytest.mark.parametrize(
     ("level", "build", "instructions"),
     [
         ("neon", sums, {"smlal2", "umlal", "sqxtun"}),
+        ("neon", tables, {"tbl", "tbx"}),
         ("dotprod", contractions, {"sdot", "smlal2", "sqxtun", "sqxtn2"}),
         ("i8mm", contractions, {"usdot", "usmmla", "smmla", "umlal"}),
     ],

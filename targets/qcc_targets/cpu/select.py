@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from qcc.errors import TargetError
-from qcc_targets.cpu.generic import conv, elementwise, pool, products, reduce
+from qcc_targets.cpu.generic import conv, elementwise, pool, products, reduce, softmax
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
 from qcc_targets.cpu.simd import build as build_fast
@@ -23,7 +23,7 @@ GENERIC: Final[Mapping[str, Callable[[Site, Isa], Kernel]]] = {
     "isum_pool2d": pool.sum_pool2d,
     "ireduce_sum": reduce.reduce_sum,
     "iresize_linear": pool.resize_linear,
-    "isoftmax": reduce.softmax,
+    "isoftmax": softmax.softmax,
     "max_pool2d": pool.max_pool2d,
     "reduce_max": reduce.reduce_max,
     "argmax": reduce.argmax,

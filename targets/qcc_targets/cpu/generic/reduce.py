@@ -1,11 +1,10 @@
-"""Reductions over whole axes: sums, maxima, positions of maxima, and the integer softmax."""
+"""Reductions over whole axes: sums, maxima, positions of maxima."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
@@ -159,81 +158,3 @@ def argmax(site: Site, isa: Isa) -> Kernel:
         _emit(plan, x.offset, block)
 
     return Kernel("argmax.generic", primitive(site.inputs, y, body))
-
-
-def softmax(site: Site, isa: Isa) -> Kernel:
-    """With e = table[max - x]: y = min((e * (2**40 // Σe) + 2**31) >> 32, 255), with no divide instruction.
-
-    Rows lie in the vector lanes.
-    """
-    x, y = site.view(0), site.output
-    axis = site.op.int_attr("axis")
-    table = site.array(1)
-    rows = tuple(1 if a == axis else d for a, d in enumerate(x.shape))
-    outer = nest(rows, [x.strides, y.strides])
-    extent, step, y_step = x.shape[axis], x.strides[axis], y.strides[axis]
-
-    def body(pointers: Pointers) -> None:
-        source = buffer(pointers.inputs[0], x.tvm_dtype, x.alignment)
-        exponentials = buffer(pointers.constants, "int32")
-        target = buffer(pointers.output, y.tvm_dtype, y.alignment)
-
-        def block(index: Index, first: Any, width: int) -> None:
-            def code(i: Any, k: Any) -> Any:
-                return T.cast(source[outer.at(0, x.offset, (*index, first + i)) + k * step], "int32")
-
-            def power(i: Any, k: Any) -> Any:
-                return wide(exponentials[best[i] - code(i, k)])
-
-            best, total = local(width, "int32", isa), local(width, "int64", isa)
-            vector(width, lambda i: T.buffer_store(best, code(i, 0), [i]))
-            with T.serial(0, extent) as k:
-                vector(width, lambda i: T.buffer_store(best, T.max(best[i], code(i, k)), [i]))
-            vector(width, lambda i: T.buffer_store(total, T.int64(0), [i]))
-            with T.serial(0, extent) as k:
-                vector(width, lambda i: T.buffer_store(total, total[i] + power(i, k), [i]))
-            reciprocal = _reciprocals(total, width, isa)
-
-            def write(i: Any, k: Any) -> None:
-                result = T.min((power(i, k) * reciprocal[i] + wide(1 << 31)) >> wide(32), wide(255))
-                place = outer.at(1, y.offset, (*index, first + i)) + k * y_step
-                T.buffer_store(target, T.cast(result, y.tvm_dtype), [place])
-
-            with T.serial(0, extent) as k:
-                vector(width, lambda i: write(i, k))
-
-        loops(
-            outer.dims[:-1],
-            lambda index: in_blocks(outer.dims[-1], lanes_for(isa, 64), partial(block, index)),
-        )
-
-    return Kernel("softmax.generic", primitive(site.inputs, y, body), pack(table)[0])
-
-
-_NUMERATOR_BITS: Final = 40
-
-
-def _reciprocals(divisor: Any, width: int, isa: Isa) -> Any:
-    """2**40 // divisor for every lane, by restoring division, one quotient bit a step."""
-    rest, quotient = local(width, "int64", isa), local(width, "int64", isa)
-
-    def step(bit: Any) -> None:
-        def shift(i: Any) -> None:
-            T.buffer_store(rest, rest[i] + rest[i] + T.Select(bit == 0, T.int64(1), T.int64(0)), [i])
-
-        def subtract(i: Any) -> None:
-            fits = rest[i] >= divisor[i]
-            T.buffer_store(quotient, quotient[i] + quotient[i] + T.Select(fits, T.int64(1), T.int64(0)), [i])
-            T.buffer_store(rest, rest[i] - T.Select(rest[i] >= divisor[i], divisor[i], T.int64(0)), [i])
-
-        vector(width, shift)
-        vector(width, subtract)
-
-    def clear(state: Any, i: Any) -> None:
-        T.buffer_store(state, T.int64(0), [i])
-
-    for state in (rest, quotient):
-        vector(width, partial(clear, state))
-    with T.serial(0, _NUMERATOR_BITS + 1) as bit:
-        step(bit)
-    return quotient

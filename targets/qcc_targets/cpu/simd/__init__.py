@@ -12,7 +12,7 @@ from typing import Final
 
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Site
-from qcc_targets.cpu.simd import conv, depthwise, rescale
+from qcc_targets.cpu.simd import conv, depthwise, lookup, rescale
 
 Template = Callable[[Site, Isa], Kernel | None]
 
@@ -20,6 +20,7 @@ _TEMPLATES: Final[Mapping[str, tuple[Template, ...]]] = {
     "iconv2d": (depthwise.build, conv.build),
     "idense": (conv.build,),
     "ilinear": (rescale.build,),
+    "ilookup": (lookup.build,),
 }
 """The templates of each operation, the fastest first."""
 
