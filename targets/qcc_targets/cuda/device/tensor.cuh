@@ -57,38 +57,39 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
   const int first_row = block / tiles * BM, first_column = tile * RESULTS;
   const int first_step = PARTIAL ? split * s.split_steps : 0;
   const int steps = PARTIAL && s.steps - first_step > s.split_steps ? s.split_steps : s.steps - first_step;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   const int warp_m = warp / WARPS_N * WM, warp_n = warp % WARPS_N * WN;
 
+  // A thread loads one chunk of every (THREADS / 4)th row, and every THREADSth chunk of weights.
+  const int chunk = thread & 3, row = thread >> 2;
+  const int a_to = row * 64 + ((chunk ^ row >> 1 & 3) << 4);
   int from[A_ROWS];
 #pragma unroll
   for (int i = 0; i < A_ROWS; ++i) {
-    const int row = first_row + thread / 4 + i * (THREADS / 4);
-    from[i] = place(row < s.rows ? row : s.rows - 1, s.plane, s.width, s.x_start, s.x_sample, s.x_row, s.x_column);
+    const int r = first_row + row + i * (THREADS / 4);
+    from[i] = place(r < s.rows ? r : s.rows - 1, s.plane, s.width, s.x_start, s.x_sample, s.x_row, s.x_column);
   }
+  const int *offset = offsets + first_step * 4 + chunk;
+  const int b_step = s.padded_columns * (8 * BITS), b_half = BITS == 8 ? 0 : s.padded_columns * 16 - BN * 16;
+  const uint8_t *b_from = constants + s.weights + first_step * b_step + tile * (BITS == 8 ? BN * 64 : BN * 16);
 
-  auto load = [&](int step) {
-    uint8_t *a = memory + step % STAGES * STAGE, *b = a + A_BYTES;
-    const int whole = first_step + step, offset = offsets[whole * 4 + thread % 4];
+  auto load = [&](int step, int stage) {
+    uint8_t *a = memory + stage * STAGE, *b = a + A_BYTES;
+    const uint8_t *source = reinterpret_cast<const uint8_t *>(x) + offset[step * 4];
 #pragma unroll
-    for (int i = 0; i < A_ROWS; ++i) {
-      const int row = thread / 4 + i * (THREADS / 4);
-      uint8_t *to = a + row * 64 + ((thread % 4 ^ row / 2 % 4) << 4);
-      const uint8_t *source = reinterpret_cast<const uint8_t *>(x) + from[i] + offset;
+    for (int i = 0; i < A_ROWS; ++i)
 #pragma unroll
-      for (int byte = 0; byte < 16; byte += VECTOR) cp_async<VECTOR>(to + byte, source + byte);
-    }
-    const uint8_t *w = constants + s.weights;
+      for (int byte = 0; byte < 16; byte += VECTOR)
+        cp_async<VECTOR>(a + a_to + i * (THREADS * 16) + byte, source + from[i] + byte);
 #pragma unroll
-    for (int chunk = thread; chunk < B_CHUNKS; chunk += THREADS) {
-      if (BITS == 8) {
-        const int column = chunk / 4;
-        cp_async<16>(b + column * 64 + ((chunk % 4 ^ column / 2 % 4) << 4),
-                     w + (whole * s.padded_columns + tile * BN) * 64 + chunk * 16);
-      } else {
-        const int half = whole * (BITS / 2) + chunk / BN;
-        cp_async<16>(b + chunk * 16, w + (half * s.padded_columns + tile * BN + chunk % BN) * 16);
-      }
+    for (int i = 0; i < (B_CHUNKS + THREADS - 1) / THREADS; ++i) {
+      const int c = thread + i * THREADS;
+      if (B_CHUNKS % THREADS && c >= B_CHUNKS) break;
+      const uint8_t *w = b_from + step * b_step + c * 16;
+      if (BITS == 8)  // the chunks of a column lie as the chunks of a row of the input do
+        cp_async<16>(b + a_to + i * (THREADS * 16), w);
+      else
+        cp_async<16>(b + c * 16, w + c / BN * b_half);
     }
   };
 
@@ -102,35 +103,38 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
 
 #pragma unroll
   for (int step = 0; step < STAGES - 1; ++step) {
-    if (step < steps) load(step);
+    if (step < steps) load(step, step);
     cp_commit();
   }
+  // Where a lane's rows and columns begin, for the even 16-byte chunk; the odd one is beside it.
+  const int a_lane = warp_m + (lane & 15), a_swap = a_lane >> 1 & 3, a_half = lane >> 4;
+  const int b_lane = warp_n + (lane >> 4) * 8 + (lane & 7), b_swap = b_lane >> 1 & 3, b_odd = lane >> 3 & 1;
+  int stage = 0;
   for (int step = 0; step < steps; ++step) {
     cp_wait<STAGES - 2>();
     __syncthreads();
-    if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+    if (step + STAGES - 1 < steps) load(step + STAGES - 1, stage ? stage - 1 : STAGES - 1);
     cp_commit();
-    const uint8_t *a = memory + step % STAGES * STAGE, *b = a + A_BYTES;
+    const uint8_t *a = memory + stage * STAGE, *b = a + A_BYTES;
+    stage = stage + 1 < STAGES ? stage + 1 : 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t left[WM / 16][4], right[WN / 8][2];
 #pragma unroll
       for (int m = 0; m < WM / 16; ++m) {
-        const int row = warp_m + m * 16 + lane % 16, chunk = half * 2 + lane / 16;
-        ldmatrix_x4(left[m], a + row * 64 + ((chunk ^ row / 2 % 4) << 4));
+        ldmatrix_x4(left[m], a + (a_lane + m * 16) * 64 + ((half * 2 + a_half ^ a_swap) << 4));
 #pragma unroll
         for (int i = 0; WIDE && SIGNED && i < 4; ++i) left[m][i] ^= 0x80008000u;
       }
 #pragma unroll
       for (int n = 0; n < WN / 8; n += BITS == 8 ? 2 : 1) {
         if (BITS == 8) {
-          const int column = warp_n + n * 8 + lane / 16 * 8 + lane % 8, chunk = half * 2 + lane / 8 % 2;
           uint32_t pair[4];
-          ldmatrix_x4(pair, b + column * 64 + ((chunk ^ column / 2 % 4) << 4));
+          ldmatrix_x4(pair, b + (b_lane + n * 8) * 64 + ((half * 2 + b_odd ^ b_swap) << 4));
           right[n][0] = pair[0], right[n][1] = pair[1], right[n + 1][0] = pair[2], right[n + 1][1] = pair[3];
         } else {
-          const int column = warp_n + n * 8 + lane / 4 + (BITS == 4 ? half * BN : 0);
-          const uint32_t word = *reinterpret_cast<const uint32_t *>(b + column * 16 + lane % 4 * 4);
+          const int column = warp_n + n * 8 + (lane >> 2) + (BITS == 4 ? half * BN : 0);
+          const uint32_t word = *reinterpret_cast<const uint32_t *>(b + column * 16 + (lane & 3) * 4);
           right[n][0] = unpacked<BITS>(word, BITS == 4 ? 0 : 2 * half);
           right[n][1] = unpacked<BITS>(word, BITS == 4 ? 1 : 2 * half + 1);
         }
@@ -145,16 +149,17 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
     const int padded = s.padded_columns / (WIDE ? 2 : 1);
 #pragma unroll
     for (int i = 0; i < WM / 8; ++i) {
-      const int row = first_row + warp_m + i * 8 + lane / 4;
+      const int row = first_row + warp_m + i * 8 + (lane >> 2);
       if (row >= s.rows) continue;
       int *to = partial + (split * s.rows + row) * padded + first_column;
 #pragma unroll
       for (int n = 0; n < WN / 8; ++n) {
         const int low = sums[i / 2][n][i % 2 * 2], high = sums[i / 2][n][i % 2 * 2 + 1];
         if (WIDE)
-          to[(warp_n + n * 8) / 2 + lane % 4] = wrapped_sum(low, static_cast<int>(static_cast<uint32_t>(high) << 8));
+          to[(warp_n + n * 8) / 2 + (lane & 3)] =
+              wrapped_sum(low, static_cast<int>(static_cast<uint32_t>(high) << 8));
         else
-          *reinterpret_cast<int2 *>(to + warp_n + n * 8 + lane % 4 * 2) = int2{low, high};
+          *reinterpret_cast<int2 *>(to + warp_n + n * 8 + (lane & 3) * 2) = int2{low, high};
       }
     }
     return;
@@ -185,12 +190,12 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
   for (int n = 0; n < WN / 8; ++n) {
 #pragma unroll
     for (int second = 0; second < (WIDE ? 1 : 2); ++second) {
-      const int in_tile = WIDE ? (warp_n + n * 8) / 2 + lane % 4 : warp_n + n * 8 + lane % 4 * 2 + second;
+      const int in_tile = WIDE ? (warp_n + n * 8) / 2 + (lane & 3) : warp_n + n * 8 + (lane & 3) * 2 + second;
       const int column = first_column + in_tile, m = scale[column];
       const int64_t c = bias[column];
 #pragma unroll
       for (int i = 0; i < WM / 8; ++i) {
-        const int in_rows = warp_m + i * 8 + lane / 4;
+        const int in_rows = warp_m + i * 8 + (lane >> 2);
         Out *to = reinterpret_cast<Out *>(memory + in_rows * PITCH) + in_tile;
         uint32_t sum = static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + second]) + start[column];
         if (WIDE) sum += static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + 1]) << 8;
