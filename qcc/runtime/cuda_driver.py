@@ -86,6 +86,18 @@ class Driver:
             raise QccError(f"{text}; compile for a smaller batch") from e
         return address.value
 
+    def release(
+        self, memory: Sequence[int], graphs: Sequence[ctypes.c_void_p], modules: Sequence[ctypes.c_void_p]
+    ) -> None:
+        """Give back what was allocated, captured and loaded; what the driver says to that is not asked."""
+        self._library.cuCtxSetCurrent(self._context)
+        for graph in graphs:
+            self._library.cuGraphExecDestroy(graph)
+        for module in modules:
+            self._library.cuModuleUnload(module)
+        for address in memory:
+            self._library.cuMemFree_v2(ctypes.c_uint64(address))
+
     def load(self, image: bytes, what: str) -> ctypes.c_void_p:
         """The module that ``image`` holds, machine code or PTX. Raises ArtifactError where the driver refuses it."""
         try:

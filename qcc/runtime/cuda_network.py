@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,20 +40,38 @@ class CudaNetwork:
     def __init__(self, program: CudaProgram, read: Callable[[str], bytes], driver: Driver) -> None:
         self.program, self.driver = program, driver
         self.image = choose(program.images, driver.capability)
+        memory: list[int] = []
+        graphs: list[ctypes.c_void_p] = []
+        modules: list[ctypes.c_void_p] = []
+        finish = weakref.finalize(self, driver.release, memory, graphs, modules)
+        finish.atexit = False  # the driver does it by itself, and may be gone by then
         module = driver.load(read(self.image.file), self.image.file)
+        modules.append(module)
+
+        def allocated(size: int) -> int:
+            memory.append(driver.allocate(size))
+            return memory[-1]
+
         self._functions = {
             name: self._function(module, name) for name in {launch.kernel for launch in program.launches}
         }
+        constants = read(program.constants)
         self._memory = {
-            ("arena", 0): driver.allocate(program.arena),
-            ("constants", 0): self._uploaded(read(program.constants)),
+            ("arena", 0): allocated(program.arena),
+            ("constants", 0): allocated(len(constants)),
         }
+        place = ctypes.c_uint64(self._memory["constants", 0])
+        driver.call("cuMemcpyHtoD_v2", place, constants, ctypes.c_size_t(len(constants)))
         for space, arguments in (("input", program.inputs), ("output", program.outputs)):
             for number, argument in enumerate(arguments):
-                self._memory[space, number] = driver.allocate(_bytes(argument))
+                self._memory[space, number] = allocated(_bytes(argument))
         self._stream = driver.stream()
         self._arguments = [self._pointers(launch) for launch in program.launches]
+        # Kernels that are loaded at their first launch must not be so while launches are captured.
+        self._launch_all()
+        driver.call("cuStreamSynchronize", self._stream)
         self._graph = driver.capture(self._stream, self._launch_all)
+        graphs.append(self._graph)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs of ``batch`` samples; inputs are C-contiguous and of the program's shapes."""
@@ -107,11 +126,6 @@ class CudaNetwork:
 
     def _function(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
         return self.driver.pointer("cuModuleGetFunction", module, name.encode())
-
-    def _uploaded(self, data: bytes) -> int:
-        place = self.driver.allocate(len(data))
-        self.driver.call("cuMemcpyHtoD_v2", ctypes.c_uint64(place), data, ctypes.c_size_t(len(data)))
-        return place
 
     def _pointers(self, launch: Launch) -> tuple[Any, Any]:
         """The array of the addresses of the arguments, and the arguments, which must live as long."""

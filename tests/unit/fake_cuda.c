@@ -6,7 +6,7 @@
 
 typedef void *handle;
 static size_t used;
-int fake_kernels, fake_graphs;
+int fake_kernels, fake_graphs, fake_blocks;
 
 int cuInit(unsigned flags) { return INIT; }
 int cuGetErrorString(int status, const char **text) {
@@ -24,11 +24,13 @@ int cuModuleGetFunction(handle *function, handle module, const char *name) { *fu
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { *free_bytes = MEMORY - used; *total = MEMORY; return 0; }
 int cuMemAlloc_v2(uint64_t *place, size_t size) {
   if (used + size > MEMORY) return 2;
-  used += size;
+  used += size, ++fake_blocks;
   *place = (uint64_t)(uintptr_t)calloc(size, 1);
   return 0;
 }
-int cuMemFree_v2(uint64_t place) { free((void *)(uintptr_t)place); return 0; }
+int cuMemFree_v2(uint64_t place) { free((void *)(uintptr_t)place); return --fake_blocks, 0; }
+int cuGraphExecDestroy(handle run) { return run != &fake_graphs; }
+int cuModuleUnload(handle module) { return module == 0; }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) { memcpy((void *)(uintptr_t)to, from, size); return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, handle s) { return cuMemcpyHtoD_v2(to, from, size); }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, handle s) { memcpy(to, (void *)(uintptr_t)from, size); return 0; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def build(**given: int) -> ctypes.CDLL:
         values = {"INIT": 0, "DEVICES": 2, "MAJOR": 8, "MINOR": 6, "MEMORY": 1 << 30} | given
-        path = tmp_path / "libfake.so"
+        path = tmp_path / f"libfake{len(list(tmp_path.iterdir()))}.so"
         defined = [f"-D{name}={value}" for name, value in values.items()]
         subprocess.run([compiler, "-shared", "-fPIC", "-w", *defined, "-o", path, FAKE], check=True)
         monkeypatch.setattr(cuda_driver, "LIBRARY", str(path))
@@ -59,12 +60,29 @@ def test_one_graph_launch_per_batch(files: dict[str, Path], install: Install) ->
     fake = install()
     b = backend(files, device=1)
     kernels = ctypes.c_int.in_dll(fake, "fake_kernels").value
-    assert kernels == len(b.program.launches) > 0
+    assert kernels == 2 * len(b.program.launches) > 0  # once to load them, once to capture them
     y = b.run({"x": np.zeros((9, 16), np.uint8)}, 9)["y"]
     assert y.shape == (9, 8) and y.dtype == np.uint8
     assert ctypes.c_int.in_dll(fake, "fake_graphs").value == 3
     assert ctypes.c_int.in_dll(fake, "fake_kernels").value == kernels
     assert b.network.driver.name == "Fake GPU"
+
+
+def test_device_memory_is_given_back(files: dict[str, Path], install: Install) -> None:
+    fake = install()
+    blocks = ctypes.c_int.in_dll(fake, "fake_blocks")
+    b = backend(files)
+    assert blocks.value == 4  # arena, constants, one input, one output
+    arena = b.program.arena
+    del b
+    gc.collect()
+    assert blocks.value == 0
+    fake = install(MEMORY=arena + 1)
+    blocks = ctypes.c_int.in_dll(fake, "fake_blocks")
+    with pytest.raises(QccError, match="out of device memory"):
+        backend(files)
+    gc.collect()
+    assert blocks.value == 0
 
 
 def test_no_driver(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
