@@ -17,6 +17,7 @@ from qcc_targets.fpga.dataflow import streaming
 from qcc_targets.fpga.description import Description
 from qcc_targets.fpga.folding import Folding, frame_cycles, legal, target_cycles
 from qcc_targets.fpga.rtl.circuit import Circuit, Signal, literal
+from qcc_targets.fpga.rtl.products import Ports, multipliers, packing
 from qcc_targets.fpga.rtl.window import plan_window
 from qcc_targets.fpga.simulation import Pauses, Simulation
 from qcc_targets.fpga.stages import Contraction, Dataflow
@@ -47,7 +48,7 @@ def test_every_kind_of_layer_gives_the_reference() -> None:
     graph, inputs, names = together(CASES, 4)
     expected = evaluate(graph, inputs)
     network = streaming(graph)
-    simulated = Simulation(write_files(network, middling(network), "cases", 100))
+    simulated = Simulation(write_files(network, middling(network), "cases", 100, Ports(27, 18)))
     for pauses in (Pauses(), Pauses(50, 60, seed=2), Pauses(90, 30, seed=3)):
         got = simulated.run(inputs, pauses).outputs
         differing = {names[k]: int(np.count_nonzero(got[k] != expected[k])) for k in expected}
@@ -83,6 +84,50 @@ def test_a_network_that_hangs_is_reported_and_its_log_kept(monkeypatch: pytest.M
     monkeypatch.setattr(simulation, "BUILD", Limits(seconds=0))
     with pytest.raises(TargetError, match=r"verilator (was killed|took too long)"):
         Simulation(files)
+
+
+@pytest.mark.parametrize(
+    ("codes", "weights", "count"),
+    [
+        (Interval(0, 255), Interval(-128, 127), 2),
+        (Interval(-255, 255), Interval(-128, 127), 2),
+        (Interval(0, 15), Interval(-8, 7), 4),
+        (Interval(0, 255), Interval(-8, 7), 3),
+        (Interval(0, 65535), Interval(-128, 127), 1),
+    ],
+)
+def test_products_share_multipliers(codes: Interval, weights: Interval, count: int) -> None:
+    """As the hardware takes them apart, for all corners of the factors and some others."""
+    plan = packing(codes, weights, Ports(27, 18))
+    assert plan.count == count
+    rng = np.random.default_rng(0)
+    for x in (codes.low, codes.high, *rng.integers(codes.low, codes.high + 1, 20).tolist()):
+        for _ in range(20):
+            ws = rng.choice(
+                [weights.low, weights.high, int(rng.integers(weights.low, weights.high + 1))], count
+            ).tolist()
+            joint = sum(w << (plan.stride * i) for i, w in enumerate(ws))
+            assert -(1 << 26) <= joint < 1 << 26
+            total, found = x * joint, []
+            for following in ws[1:]:
+                low = total & ((1 << plan.stride) - 1)
+                if plan.stride < plan.bits:
+                    low |= ((total >> plan.stride) ^ (x & following)) % 2 << plan.stride
+                low -= low >> (plan.bits - 1) << plan.bits
+                found.append(low)
+                total = total - low >> plan.stride
+            assert [*found, total] == [x * w for w in ws]
+
+
+def test_powers_of_two_take_no_multiplier() -> None:
+    network = streaming(case("powers of two").build(1)[0])
+    (stage,) = network.stages
+    assert isinstance(stage, Contraction)
+    assert multipliers(stage, Folding(4, 4), None) == 0
+    text = write_files(network, {stage.name: Folding(4, 4)}, "net", 100)["network.sv"].decode()
+    products = [line for line in text.splitlines() if " * " in line and "assign" in line]
+    # What is left is the requantization.
+    assert len(products) == 1
 
 
 def test_without_verilator_networks_are_written_but_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

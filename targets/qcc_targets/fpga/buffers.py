@@ -77,7 +77,9 @@ def fork_pixels(network: Dataflow, name: str) -> dict[tuple[int, int], int]:
         for here in found:
             for branch, needed in here.items():
                 joined[branch] = np.maximum(joined[branch], needed) if branch in joined else needed
-        needs[stage.name] = joined
+        # Where all branches have met, they are one stream again.
+        if len(joined) < len(readers):
+            needs[stage.name] = joined
     return depths
 
 

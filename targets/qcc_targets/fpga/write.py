@@ -9,6 +9,7 @@ from typing import Final, Literal
 from qcc_targets.fpga.description import Description, QueueRow, StageRow, Words
 from qcc_targets.fpga.folding import Folding, cycles, frame_cycles
 from qcc_targets.fpga.rtl.network import Boundary, write_network
+from qcc_targets.fpga.rtl.products import Ports, multipliers
 from qcc_targets.fpga.rtl.top import write_top
 from qcc_targets.fpga.stages import Contraction, Dataflow, Port, Stage
 from qcc_targets.fpga.testbench import write_testbench
@@ -23,10 +24,15 @@ DESCRIPTION: Final = "network.json"
 
 
 def write_files(
-    network: Dataflow, foldings: Mapping[str, Folding], top: str, clock_mhz: float, run: Literal["rtl", "hls"] = "rtl"
+    network: Dataflow,
+    foldings: Mapping[str, Folding],
+    top: str,
+    clock_mhz: float,
+    run: Literal["rtl", "hls"] = "rtl",
+    ports: Ports | None = None,
 ) -> dict[str, bytes]:
-    """Contents by file name. Raises TargetError."""
-    design = write_network(network, foldings)
+    """Contents by file name; multipliers of ``ports`` are shared where that is exact. Raises TargetError."""
+    design = write_network(network, foldings, ports)
     spec = Description(
         top=top,
         sources=(PARTS, NETWORK, TOP),
@@ -35,7 +41,7 @@ def write_files(
         cycles=frame_cycles(network, dict(foldings)),
         inputs=tuple(_words(p, b) for p, b in zip(network.inputs, design.inputs, strict=True)),
         outputs=tuple(_words(p, b) for p, b in zip(network.outputs, design.outputs, strict=True)),
-        stages=tuple(_row(i, s, foldings[s.name]) for i, s in enumerate(network.stages)),
+        stages=tuple(_row(i, s, foldings[s.name], ports) for i, s in enumerate(network.stages)),
         queues=tuple(QueueRow(name=q.name, bits=q.bits, words=q.words) for q in design.queues),
     )
     texts = {
@@ -63,8 +69,7 @@ def _words(port: Port, boundary: Boundary) -> Words:
     )
 
 
-def _row(number: int, stage: Stage, folding: Folding) -> StageRow:
-    contracts = isinstance(stage, Contraction)
+def _row(number: int, stage: Stage, folding: Folding, ports: Ports | None) -> StageRow:
     return StageRow(
         name=stage.name,
         op=stage.op,
@@ -72,7 +77,7 @@ def _row(number: int, stage: Stage, folding: Folding) -> StageRow:
         pe=folding.pe,
         simd=folding.simd,
         cycles=cycles(stage, folding),
-        multipliers=folding.pe * folding.simd if contracts else 0,
+        multipliers=multipliers(stage, folding, ports) if isinstance(stage, Contraction) else 0,
         accumulator_bits=stage.accumulator.bits if isinstance(stage, Contraction) else None,
     )
 

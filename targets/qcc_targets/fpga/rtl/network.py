@@ -9,6 +9,7 @@ from math import gcd
 from qcc_targets.fpga.buffers import fork_pixels
 from qcc_targets.fpga.folding import Folding, input_lanes, output_lanes
 from qcc_targets.fpga.nests import build_nest
+from qcc_targets.fpga.rtl.products import Ports
 from qcc_targets.fpga.rtl.stage import Module, stage_module
 from qcc_targets.fpga.stages import Concat, Dataflow, Stage, Stream, Windowed
 
@@ -50,9 +51,9 @@ class Design:
     outputs: tuple[Boundary, ...]
 
 
-def write_network(network: Dataflow, foldings: Mapping[str, Folding]) -> Design:
-    """The module ``qcc_network``. Raises TargetError."""
-    return _Network(network, foldings).write()
+def write_network(network: Dataflow, foldings: Mapping[str, Folding], ports: Ports | None = None) -> Design:
+    """The module ``qcc_network``; multipliers of ``ports`` are shared where that is exact. Raises TargetError."""
+    return _Network(network, foldings, ports).write()
 
 
 @dataclass(slots=True)
@@ -72,6 +73,7 @@ class _Link:
 class _Network:
     network: Dataflow
     foldings: Mapping[str, Folding]
+    ports: Ports | None
     body: list[str] = field(default_factory=list)
     declared: list[str] = field(default_factory=list)
     queues: list[Queue] = field(default_factory=list)
@@ -170,7 +172,7 @@ class _Network:
         if isinstance(stage, Concat):
             module = _concat_module(f"stage{number}", stage, y.lanes, y.stream.bits)
         else:
-            module = stage_module(f"stage{number}", build_nest(stage, self.foldings[stage.name]))
+            module = stage_module(f"stage{number}", build_nest(stage, self.foldings[stage.name]), self.ports)
         self.body.append(f"{module.name} {module.name}_ (.clk(clk), .rst(rst), {ports}, {_ports('y', y)});")
         return [module]
 

@@ -7,6 +7,7 @@ false only while an output word waits to be taken, or an epilogue for its residu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,11 @@ from qcc_targets.fpga.nests import Nest
 from qcc_targets.fpga.rtl.circuit import Circuit, Signal
 from qcc_targets.fpga.rtl.counters import LoopNest, Memories, hex_words, sequential, stored_bits, width
 from qcc_targets.fpga.rtl.expression import Expressions, Load
+from qcc_targets.fpga.rtl.products import Ports, are_powers_of_two, encode_powers, multiply_all, shift_by
 from qcc_targets.fpga.rtl.tensorir import Affine, Store, enumerate_index, relevant, stores
+from qcc_targets.fpga.rtl.updates import adds, factors, increment, is_start
 from qcc_targets.fpga.rtl.window import plan_window
-from qcc_targets.fpga.stages import Lookup, Reduce, Stream, Windowed
+from qcc_targets.fpga.stages import Contraction, Lookup, Reduce, Stream, Windowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,13 @@ class Module:
     latency: int
 
 
-def stage_module(name: str, nest: Nest) -> Module:
-    """The module ``name`` that computes ``nest``. Raises TargetError."""
+def stage_module(name: str, nest: Nest, ports: Ports | None = None) -> Module:
+    """The module ``name`` that computes ``nest``; multipliers of ``ports`` are shared. Raises TargetError."""
     found = stores(nest.func)
     results = [s for s in found if s.buffer == "y"]
     sums = [s for s in found if s.buffer == "acc"]
-    starts, updates = [s for s in sums if _is_start(s)], [s for s in sums if not _is_start(s)]
-    writer = _Writer(name, nest)
+    starts, updates = [s for s in sums if is_start(s)], [s for s in sums if not is_start(s)]
+    writer = _Writer(name, nest, ports)
     if isinstance(nest.stage, Reduce):
         writer.reduction(starts, updates, results)
     elif updates:
@@ -55,6 +58,7 @@ def stage_module(name: str, nest: Nest) -> Module:
 class _Writer:
     name: str
     nest: Nest
+    ports: Ports | None
     files: dict[str, str] = field(default_factory=dict)
     circuit: Circuit = field(default_factory=Circuit)
     latency: int = 0
@@ -141,7 +145,7 @@ class _Writer:
         self._neutral(starts, updates)
         terms = Expressions(c, self._popped, _untested)
         for i, update in enumerate(updates):
-            total = _joins(update, terms).text
+            total = increment(update, terms).text
             c.declare(f"reg signed [{bound.bits - 1}:0] acc{i} [0:{words - 1}]")
             c.net(f"old{i}", f"acc{i}[word]", bound.bits, signed=True)
             joined = self._joined(updates, f"old{i}", total)
@@ -156,7 +160,15 @@ class _Writer:
     # Parts of modules
 
     def _memories(self, steps: LoopNest, step: str) -> Memories:
-        return Memories(self.name, self.circuit, self.files, self.nest.constants, steps.loops, step)
+        arrays = dict(self.nest.constants)
+        if self._shifts:
+            arrays["w"] = encode_powers(arrays["w"])
+        return Memories(self.name, self.circuit, self.files, arrays, steps.loops, step)
+
+    @property
+    def _shifts(self) -> bool:
+        """Whether weights are powers of two, and shifts take the place of multipliers."""
+        return isinstance(self.nest.stage, Contraction) and are_powers_of_two(self.nest.stage.weights)
 
     def _shares(self, count: int) -> None:
         """``share`` holds while held sums go into the epilogue; ``share_at`` says which part of them."""
@@ -176,22 +188,47 @@ class _Writer:
         """For each accumulator what one step adds to it, and when that is valid."""
         self._neutral(starts, updates)
         values = Expressions(self.circuit, _by_kind(read, memories), steps.test)
-        terms: dict[int, list[Signal]] = {}
-        for update in updates:
-            terms.setdefault(update.index.constant, []).append(_joins(update, values))
-        operation = "add" if _adds(updates) else "maximum"
+        if isinstance(self.nest.stage, Contraction):
+            terms = self._products(self.nest.stage, updates, values)
+        else:
+            terms = {u.index.constant: [increment(u, values)] for u in updates}
+        operation = "add" if adds(updates) else "maximum"
         totals = [self.circuit.register(self.circuit.tree(terms[i], operation)) for i in range(len(terms))]
         totals, time = self.circuit.together(totals)
         return [t.text for t in totals], 1 if time is None else time
 
+    def _products(self, stage: Contraction, updates: Sequence[Store], values: Expressions) -> dict[int, list[Signal]]:
+        """By accumulator, the products of a step; those of one code are made together."""
+        c = self.circuit
+        weights = Interval(int(stage.weights.min()), int(stage.weights.max()))
+        shared: dict[str, tuple[Signal, list[tuple[int, Signal]]]] = {}
+        for update in updates:
+            code, weight = factors(update)
+            own = {k: v for k, v in update.unrolled.items() if re.search(rf"\b{k}\b", str(code))}
+            key = f"{code} {own}"
+            if key not in shared:
+                shared[key] = values.value(code, own), []
+            shared[key][1].append((update.index.constant, values.value(weight, update.unrolled)))
+        terms: dict[int, list[Signal]] = {}
+        for code, several in shared.values():
+            found = [w for _, w in several]
+            products = (
+                [shift_by(c, code, w, weights) for w in found]
+                if self._shifts
+                else multiply_all(c, code, found, self.ports)
+            )
+            for (accumulator, _), product in zip(several, products, strict=True):
+                terms.setdefault(accumulator, []).append(product)
+        return terms
+
     def _joined(self, updates: Sequence[Store], sum_: str, term: str) -> str:
-        return f"{sum_} + {term}" if _adds(updates) else f"({sum_} > {term} ? {sum_} : {term})"
+        return f"{sum_} + {term}" if adds(updates) else f"({sum_} > {term} ? {sum_} : {term})"
 
     def _neutral(self, starts: Sequence[Store], updates: Sequence[Store]) -> None:
         """Accumulators here begin with their first term: check that where they are said to begin changes nothing."""
         for start in starts:
             value = int(start.value.value)
-            if value != 0 if _adds(updates) else value > -(1 << 31):
+            if value != 0 if adds(updates) else value > -(1 << 31):
                 raise TargetError(f"an accumulation that begins with {value} has no hardware")
 
     def _accumulator(self) -> Interval:
@@ -319,34 +356,6 @@ def _by_kind(read: Load, memories: Memories) -> Load:
         return memories.load(buffer, index) if buffer in memories.arrays else read(buffer, index)
 
     return load
-
-
-def _adds(updates: Sequence[Store]) -> bool:
-    return type(updates[0].value).__name__ != "Max"
-
-
-def _is_start(store: Store) -> bool:
-    return type(store.value).__name__ == "IntImm"
-
-
-def _joins(store: Store, values: Expressions) -> Signal:
-    """What an update adds to its accumulator, or takes the maximum of it with."""
-    if type(store.value).__name__ == "Max":
-        (term,) = (e for e in (store.value.a, store.value.b) if not _is_sum(e))
-        return values.value(term, store.unrolled)
-    return values.total([(sign, e) for sign, e in _terms(store.value, 1) if not _is_sum(e)], store.unrolled)
-
-
-def _terms(expr: Any, sign: int) -> list[tuple[int, Any]]:
-    """``expr`` as a sum; simplification may have moved a zero point out of its term."""
-    kind = type(expr).__name__
-    if kind not in ("Add", "Sub"):
-        return [(sign, expr)]
-    return [*_terms(expr.a, sign), *_terms(expr.b, sign if kind == "Add" else -sign)]
-
-
-def _is_sum(expr: Any) -> bool:
-    return type(expr).__name__ == "TensorLoad" and str(expr.source.name) == "acc"
 
 
 def _untested(condition: Affine) -> Signal:
