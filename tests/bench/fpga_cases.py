@@ -191,6 +191,7 @@ CASES: Final = (
     ),
     Case("unread edge", lambda n: n.conv(n.x(4, 6, 6), 4, (1, 1), strides=(3, 3), pads=(0, 0, 0, 0))),
     Case("padded pool", lambda n: n.pool(n.x(4, 5, 5), (1, 1, 0, 0))),
+    Case("narrow pool", lambda n: n.pool(n.x(3, 5, 4, quant=grid(1, 4)), (1, 0, 0, 0))),
     Case("residual", _residual),
     Case("projected", _projected),
     Case("sliced", _sliced),

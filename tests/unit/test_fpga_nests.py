@@ -93,6 +93,21 @@ def test_one_requantization_unit_serves_as_many_outputs_as_a_sum_takes_cycles() 
     assert units(stage, Folding(pe=4, simd=6)) == 1
 
 
+def test_maxima_are_as_narrow_as_what_they_are_of() -> None:
+    """A 4-bit grid in bytes: padding counts only where a window holds nothing else."""
+    b = GraphBuilder("net", IrStage.INTEGER)
+    grid = Quant(4, False, (Dyadic(1, 3),), 1)
+    x = b.input("x", (BATCH, 2, 4, 4), "u8", Quant(8, False, (Dyadic(1, 3),)))
+    c = b.constant(np.zeros(1, np.int64), "c")
+    m = b.constant(np.full(1, 1 << 4, np.int32), "m")
+    y = b.op("ilinear", (c, x, m), name="y", quant=grid, shift=8, qmin=0, qmax=15)
+    attrs: dict[str, Any] = {"kernel": (2, 2), "strides": (2, 2), "dilations": (1, 1)}
+    some = b.op("max_pool2d", (y,), name="some", quant=grid, pads=(1, 1, 1, 1), **attrs)
+    none = b.op("max_pool2d", (y,), name="none", quant=grid, pads=(2, 2, 0, 0), **attrs)
+    bits = {s.name: s.output.bits for s in streaming(b.graph([some, none])).stages}
+    assert bits == {"y": 4, "some": 4, "none": 8}
+
+
 def test_layers_that_cannot_stream_are_named() -> None:
     b = GraphBuilder("net", IrStage.INTEGER)
     x = b.input("x", (BATCH, 4, 6), "u8", Quant(8, False, (Dyadic(1, 3),), 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final
 
@@ -185,8 +185,10 @@ class _Lowering:
         self._emit(Contraction(*args), o)
 
     def max_pool(self, o: Op) -> None:
-        x, y = self._rows(o), self._result(o)
-        self._emit(Pool(o.kind, (x,), y, Window.of(o), "max", 0, None, y.codes), o)
+        x, y, window = self._rows(o), self._result(o), Window.of(o)
+        if _meets_input(window, x, y):
+            y = replace(y, codes=x.codes)
+        self._emit(Pool(o.kind, (x,), y, window, "max", 0, None, y.codes), o)
 
     def sum_pool(self, o: Op) -> None:
         bound = self._certificates[o.result.name].accumulator
@@ -286,6 +288,17 @@ class _Lowering:
         # A flattened image keeps its extents: a dense layer then may take several channels at once.
         extents = s.shape if len(shape) == 1 else extents
         self._flows[o.result.name] = _Flow(Stream(s.name, *extents, s.codes), shape, order)
+
+
+def _meets_input(window: Window, x: Stream, y: Stream) -> bool:
+    """Whether every position of ``window`` reads at least one pixel of ``x``."""
+    (top, left, _, _) = window.pads
+    for axis, (count, extent, before) in enumerate(((y.height, x.height, top), (y.width, x.width, left))):
+        taps = np.arange(window.kernel[axis]) * window.dilations[axis] - before
+        at = np.arange(count)[:, None] * window.strides[axis] + taps[None, :]
+        if not ((at >= 0) & (at < extent)).any(axis=1).all():
+            return False
+    return True
 
 
 def frame_shape(v: Value, where: str) -> tuple[int, ...]:
