@@ -77,9 +77,3 @@ def test_memories_are_counted_in_their_best_shape() -> None:
     assert memory.blocks(513, 36) == 2  # two of 1024 words of 18 bits
     assert memory.blocks(16384, 1) == 1
     assert memory.blocks(16384, 8) == 8
-
-
-def test_products_that_share_a_slice() -> None:
-    dsp = load_device("xczu3eg").dsp
-    assert dsp is not None
-    assert [dsp.products(bits) for bits in (2, 4, 5, 8, 9)] == [4, 4, 2, 2, 1]

@@ -48,7 +48,7 @@ def test_every_kind_of_layer_gives_the_reference() -> None:
     graph, inputs, names = together(CASES, 4)
     expected = evaluate(graph, inputs)
     network = streaming(graph)
-    simulated = Simulation(write_files(network, middling(network), "cases", 100, Ports(27, 18)))
+    simulated = Simulation(write_files(network, middling(network), "cases", 100, ports=Ports(27, 18)))
     for pauses in (Pauses(), Pauses(50, 60, seed=2), Pauses(90, 30, seed=3)):
         got = simulated.run(inputs, pauses).outputs
         differing = {names[k]: int(np.count_nonzero(got[k] != expected[k])) for k in expected}

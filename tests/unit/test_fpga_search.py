@@ -17,7 +17,8 @@ from qcc_targets.fpga.description import Description
 from qcc_targets.fpga.device import Device, load_device
 from qcc_targets.fpga.folding import Folding, frame_cycles, legal
 from qcc_targets.fpga.parts import JOINED, count_parts
-from qcc_targets.fpga.resources import estimate, powers_of_two
+from qcc_targets.fpga.resources import estimate
+from qcc_targets.fpga.rtl.products import Ports, powers_of_two
 from qcc_targets.fpga.search import find_foldings
 from qcc_targets.fpga.stages import Dataflow
 from qcc_targets.fpga.target import FpgaTarget
@@ -98,7 +99,7 @@ def test_estimates_are_near_what_synthesis_counts(tmp_path: Path) -> None:
     net, device = network("conv"), load_device("xczu3eg")
     (stage,) = net.stages
     folding = Folding(pe=4, simd=2)
-    files = write_files(net, {stage.name: folding}, "top", 200)
+    files = write_files(net, {stage.name: folding}, "top", 200, ports=Ports.of(device))
     counted = dict(count_parts(device, files, "top", tmp_path))
     assert list(counted) == ["stage0", JOINED]
     usage, guess = counted["stage0"], estimate(stage, folding, device)

@@ -20,20 +20,12 @@ RESOURCES: Final = ("luts", "flip_flops", "dsps", "memory_blocks")
 
 
 class Dsp(Strict):
-    """Multiplier slices.
-
-    ``packing`` maps the widest codes, in bits, to the products of a shared factor that one slice computes at once.
-    """
+    """Multiplier slices."""
 
     kind: str
     count: Count
     factors: tuple[Annotated[int, Field(ge=8, le=64)], Annotated[int, Field(ge=8, le=64)]]
     """Bits of the two factors with their signs, the wider one first."""
-    packing: dict[Annotated[int, Field(ge=2, le=16)], Annotated[int, Field(ge=1, le=8)]] = Field(default_factory=dict)
-
-    def products(self, bits: int) -> int:
-        """How many products of codes of at most ``bits`` bits share a slice."""
-        return max((count for widest, count in self.packing.items() if bits <= widest), default=1)
 
 
 class Memory(Strict):

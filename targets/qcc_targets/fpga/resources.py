@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from qcc.ir.bounds import Interval
 from qcc_targets.fpga.device import Device
 from qcc_targets.fpga.folding import Folding, input_lanes, output_lanes
+from qcc_targets.fpga.rtl.products import Ports, multipliers, powers_of_two
 from qcc_targets.fpga.rtl.window import plan_window
 from qcc_targets.fpga.stages import Contraction, Linear, Lookup, Pool, Product, Reduce, Requant, Stage, Windowed
 
@@ -44,20 +45,24 @@ FLIP_FLOPS: Final[Mapping[int, tuple[float, ...]]] = {
 }
 """Per unit of each of ``FEATURES``, by the inputs of a LUT."""
 
+_APART: Final = 29
+"""LUTs of a product that shares a slice: taking it apart, and its sum, which the slice then cannot add up."""
+
 
 @dataclass(slots=True)
 class Structure:
     """What the module of a stage is made of.
 
     ``tables`` and ``buffers`` are memories, (words, bits of a word), without and with a write port; ``products`` are
-    multipliers by the widths of their factors; the others are bits of what is added up, kept, requantized (apart:
-    behind a reduction over all pixels) and passed on.
+    multipliers by the widths of their factors, ``apart`` counts products that share one; the others are bits of what
+    is added up, kept, requantized (apart: behind a reduction over all pixels) and passed on.
     """
 
     tables: list[tuple[int, int]] = field(default_factory=list)
     buffers: list[tuple[int, int]] = field(default_factory=list)
     products: dict[tuple[int, int], int] = field(default_factory=dict)
     joined: int = 0
+    apart: int = 0
     sums: int = 0
     epilogue: int = 0
     reduced: int = 0
@@ -70,9 +75,10 @@ class Structure:
 
 def estimate(stage: Stage, folding: Folding, device: Device) -> dict[str, float]:
     """What ``stage`` takes, by resource; memory in blocks of the device's first kind."""
-    found = structure(stage, folding)
+    found = structure(stage, folding, Ports.of(device))
     features, inputs = found.features(), device.lut_inputs
     dsps, logic = _multipliers(found.products, device)
+    logic += _APART * found.apart
     blocks = sum(device.memory.blocks(words, bits) for words, bits in found.tables if words * bits > SMALL)
     for words, bits in found.buffers:
         if words > _SHALLOW[inputs] and words * bits > _LIGHT[inputs]:
@@ -94,7 +100,7 @@ def _memory_luts(words: int, bits: int, inputs: int) -> int:
     return 8 * math.ceil(bits / (14 if words <= 32 else 7)) * math.ceil(words / 64)
 
 
-def structure(stage: Stage, folding: Folding) -> Structure:
+def structure(stage: Stage, folding: Folding, ports: Ports | None = None) -> Structure:
     lanes, side = output_lanes(stage, folding), folding.pe * folding.simd
     found = Structure()
     if isinstance(stage, Windowed):
@@ -107,8 +113,12 @@ def structure(stage: Stage, folding: Folding) -> Structure:
     if isinstance(stage, Contraction):
         code, weight = (stage.x.codes - stage.zero_point).with_zero().bits, stage.weight_bits
         found.tables.append((stage.weights.size // side, side * weight))
-        if not powers_of_two(stage.weights):
+        count = multipliers(stage, folding, ports)
+        if count == side:
             found.products[code, weight] = side
+        elif count and ports is not None:
+            found.products[ports.wide, ports.narrow] = count
+            found.apart = side
         found.joined = side * (code + weight)
     elif isinstance(stage, (Pool, Reduce)):
         found.joined = folding.pe * stage.inputs[0].bits
@@ -149,12 +159,6 @@ def _epilogue(stage: Stage, q: Requant, lanes: int, accumulator: int, found: Str
 
 def _range(array: Array) -> Interval:
     return Interval(int(array.min()), int(array.max()))
-
-
-def powers_of_two(array: Array) -> bool:
-    """Whether multiplication by the elements needs no multiplier: all are 0 or a power of two, of either sign."""
-    magnitude = np.abs(array)
-    return bool((magnitude & (magnitude - 1) == 0).all())
 
 
 def _multipliers(products: Mapping[tuple[int, int], int], device: Device) -> tuple[int, float]:

@@ -25,6 +25,7 @@ from qcc_targets.fpga.dataflow import OPERATIONS, streaming
 from qcc_targets.fpga.description import Description, Words
 from qcc_targets.fpga.device import load_device, shipped
 from qcc_targets.fpga.hls import Frame, HlsProgram, hls_sources
+from qcc_targets.fpga.rtl.products import Ports
 from qcc_targets.fpga.search import find_foldings
 from qcc_targets.fpga.simulation import Pauses, Simulation
 from qcc_targets.fpga.tools import programs
@@ -74,7 +75,7 @@ class FpgaTarget(Target):
         found = find_foldings(network, device, cycles)
         ctx.log.info("%s: a frame every %d cycles on %s", self.name, found.allocation.cycles, device.name)
         top = f"{self.prefix or identifier(graph.name)}_top"
-        written = write_files(network, found.foldings, top, clock_mhz, self.run)
+        written = write_files(network, found.foldings, top, clock_mhz, self.run, Ports.of(device))
         written |= {f"{HLS}/{name}": text.encode() for name, text in hls_sources(network, found.foldings).items()}
         for name, data in written.items():
             (out / name).parent.mkdir(exist_ok=True)

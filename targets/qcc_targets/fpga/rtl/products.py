@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.ir.bounds import Interval
+from qcc_targets.fpga.device import Device
 from qcc_targets.fpga.folding import Folding
 from qcc_targets.fpga.rtl.circuit import Circuit, Signal, literal
 from qcc_targets.fpga.stages import Contraction
@@ -28,6 +29,11 @@ class Ports:
 
     wide: int
     narrow: int
+
+    @classmethod
+    def of(cls, device: Device) -> Ports | None:
+        """Those of ``device``, if it has multipliers."""
+        return None if device.dsp is None else cls(*device.dsp.factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def joined(weights: Interval, count: int, stride: int) -> Interval:
 
 def multipliers(stage: Contraction, folding: Folding, ports: Ports | None) -> int:
     """The multipliers of the products of ``stage``: none where these are shifts."""
-    if are_powers_of_two(stage.weights):
+    if powers_of_two(stage.weights):
         return 0
     if stage.channelwise:
         return folding.pe
@@ -89,9 +95,7 @@ def _hull(weights: Sequence[Signal]) -> Interval:
 
 def _packed(circuit: Circuit, code: Signal, weights: Sequence[Signal], plan: Packing) -> list[Signal]:
     weights, time = circuit.together(weights)
-    factor = joined(_hull(weights), len(weights), plan.stride)
-    shifted = [f"({factor.bits}'({w.text}) <<< {i * plan.stride})" for i, w in enumerate(weights)]
-    together = circuit.register(circuit.wire(" + ".join(shifted), factor, time))
+    together = circuit.register(_side_by_side(circuit, weights, plan.stride, time))
     # The lowest bits of the products, at the time of the product.
     (code_then, *weights_then), _ = circuit.together([code, *weights])
     lowest = [circuit.flag(f"{_bit(circuit, code_then)} & {_bit(circuit, w)}", w.time or 0) for w in weights_then]
@@ -106,10 +110,25 @@ def _packed(circuit: Circuit, code: Signal, weights: Sequence[Signal], plan: Pac
             text = f"$signed({{{total.text}[{stride}] ^ {lowest[i + 1].text}, {total.text}[{stride - 1}:0]}})"
         low = circuit.wire(text, codes, total.time)
         products.append(low)
+        # What is above counts one less where this product is negative.
         rest = Interval(total.codes.low >> stride, (total.codes.high >> stride) + 1)
-        total = circuit.wire(f"({total.text} - {total.bits}'({low.text})) >>> {stride}", rest, total.time)
+        negative = f"$signed({{1'b0, {low.text}[{low.bits - 1}]}})"
+        total = circuit.wire(f"({total.text} >>> {stride}) + {negative}", rest, total.time)
     products.append(circuit.wire(total.text, code.codes * weights[-1].codes, total.time))
     return [circuit.register(p) for p in products]
+
+
+def _side_by_side(circuit: Circuit, weights: Sequence[Signal], stride: int, time: int | None) -> Signal:
+    """w0 + w1 * 2**stride + …: fields, of which each takes one from the next where it is negative."""
+    last = circuit.wire(weights[-1].text, weights[-1].codes, time)
+    for weight in reversed(weights[:-1]):
+        low = circuit.wire(weight.text, weight.codes, time)
+        codes = Interval((last.codes.low << stride) + low.codes.low, (last.codes.high << stride) + low.codes.high)
+        above = Interval(last.codes.low - 1, last.codes.high)
+        less = circuit.wire(f"{last.text} - $signed({{1'b0, {low.text}[{low.bits - 1}]}})", above, time)
+        spread = circuit.wire(low.text, Interval(-(1 << (stride - 1)), (1 << (stride - 1)) - 1), time)
+        last = circuit.wire(f"$signed({{{less.text}, {spread.text}}})", codes, time)
+    return last
 
 
 def _bit(circuit: Circuit, signal: Signal) -> str:
@@ -117,7 +136,7 @@ def _bit(circuit: Circuit, signal: Signal) -> str:
     return f"{circuit.wire(signal.text, signal.codes, signal.time).text}[0]"
 
 
-def are_powers_of_two(weights: Array) -> bool:
+def powers_of_two(weights: Array) -> bool:
     """Whether all weights are 0 or a power of two, up to their sign."""
     sizes = np.abs(weights.astype(np.int64))
     return bool(np.all(sizes & (sizes - 1) == 0))

@@ -21,7 +21,7 @@ from qcc_targets.fpga.nests import Nest
 from qcc_targets.fpga.rtl.circuit import Circuit, Signal
 from qcc_targets.fpga.rtl.counters import LoopNest, Memories, hex_words, sequential, stored_bits, width
 from qcc_targets.fpga.rtl.expression import Expressions, Load
-from qcc_targets.fpga.rtl.products import Ports, are_powers_of_two, encode_powers, multiply_all, shift_by
+from qcc_targets.fpga.rtl.products import Ports, encode_powers, multiply_all, powers_of_two, shift_by
 from qcc_targets.fpga.rtl.tensorir import Affine, Store, enumerate_index, relevant, stores
 from qcc_targets.fpga.rtl.updates import adds, factors, increment, is_start
 from qcc_targets.fpga.rtl.window import plan_window
@@ -168,7 +168,7 @@ class _Writer:
     @property
     def _shifts(self) -> bool:
         """Whether weights are powers of two, and shifts take the place of multipliers."""
-        return isinstance(self.nest.stage, Contraction) and are_powers_of_two(self.nest.stage.weights)
+        return isinstance(self.nest.stage, Contraction) and powers_of_two(self.nest.stage.weights)
 
     def _shares(self, count: int) -> None:
         """``share`` holds while held sums go into the epilogue; ``share_at`` says which part of them."""
