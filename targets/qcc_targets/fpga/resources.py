@@ -45,8 +45,8 @@ FLIP_FLOPS: Final[Mapping[int, tuple[float, ...]]] = {
 }
 """Per unit of each of ``FEATURES``, by the inputs of a LUT."""
 
-_APART: Final = 29
-"""LUTs of a product that shares a slice: taking it apart, and its sum, which the slice then cannot add up."""
+_APART: Final = {"luts": 5, "flip_flops": 24}
+"""What a product that shares a slice takes besides: it is taken apart, and kept and added up outside."""
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def estimate(stage: Stage, folding: Folding, device: Device) -> dict[str, float]
     found = structure(stage, folding, Ports.of(device))
     features, inputs = found.features(), device.lut_inputs
     dsps, logic = _multipliers(found.products, device)
-    logic += _APART * found.apart
+    logic += _APART["luts"] * found.apart
     blocks = sum(device.memory.blocks(words, bits) for words, bits in found.tables if words * bits > SMALL)
     for words, bits in found.buffers:
         if words > _SHALLOW[inputs] and words * bits > _LIGHT[inputs]:
@@ -87,7 +87,7 @@ def estimate(stage: Stage, folding: Folding, device: Device) -> dict[str, float]
             logic += _memory_luts(words, bits, inputs)
     return {
         "luts": float(np.dot(LUTS[inputs], features)) + logic,
-        "flip_flops": float(np.dot(FLIP_FLOPS[inputs], features)),
+        "flip_flops": float(np.dot(FLIP_FLOPS[inputs], features)) + _APART["flip_flops"] * found.apart,
         "dsps": float(dsps),
         "memory_blocks": float(blocks),
     }
