@@ -1,7 +1,7 @@
 # ruff: noqa: T201 - a measurement prints
 """Compile the real models and verify them on all their evaluation data: one row per model.
 
-    python tests/bench/exactness.py [--target cpu] [--samples N] [MODEL ...]
+    python tests/bench/exactness.py [--target cpu] [-O OPTION=VALUE ...] [--samples N] [MODEL ...]
 
 Every output element of the compiled artifact and of onnxruntime on the integer graph is compared
 with the numpy reference. Exits with 8 when one differs.
@@ -37,8 +37,8 @@ def qcc(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def judge(case: Subject, target: str, samples: int | None, folder: Path) -> tuple[str, int]:
-    """The row of one model, and how many elements differ."""
+def judge(case: Subject, target: list[str], samples: int | None, folder: Path) -> tuple[str, int]:
+    """The row of one model, and how many elements differ; ``target`` as arguments of ``qcc compile``."""
     evaluation: dict[str, Any] = {case.input: case.evaluation[:samples]}
     if case.labels is not None:
         evaluation["labels"] = case.labels[:samples]
@@ -48,7 +48,7 @@ def judge(case: Subject, target: str, samples: int | None, folder: Path) -> tupl
     artifact = str(folder / f"{case.name}.qcc")
     start = time.perf_counter()
     data = ("-d", str(folder / "calibration.npz"))
-    compiled = qcc("compile", str(case.path), *data, "-t", target, "-o", artifact, "--force")
+    compiled = qcc("compile", str(case.path), *data, *target, "-o", artifact, "--force")
     seconds = time.perf_counter() - start
     report = qcc("verify", artifact, "--model", str(case.path), "-d", str(folder / "evaluation.npz"))
     found = [e["differing"] for e in report["engines"]]
@@ -70,13 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(SUBJECTS))
     parser.add_argument("--target", default="cpu")
+    parser.add_argument("-O", dest="options", action="append", default=[], metavar="OPTION=VALUE")
     parser.add_argument("--samples", type=int)
     chosen = parser.parse_args()
     print(HEAD, flush=True)
     differing = 0
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.models or SUBJECTS:
-            row, count = judge(subject(name), chosen.target, chosen.samples, Path(folder))
+            target = ["-t", chosen.target, *(f"-O{option}" for option in chosen.options)]
+            row, count = judge(subject(name), target, chosen.samples, Path(folder))
             print(row, flush=True)
             differing += count
     if differing:
