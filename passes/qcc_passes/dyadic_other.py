@@ -35,7 +35,7 @@ def _map(low: Lowering, o: Op) -> None:
     env = {"x": reals} | {f"p{i}": row for i, row in enumerate(rows)}
     values = expr.evaluate(expr.parse(o.str_attr("fn")), env)
     values = np.broadcast_to(values, (*np.broadcast_shapes(*(r.shape[:-1] for r in rows)), len(codes)))
-    table = grid(o.result, o).quantize(_defined(o, values).astype(np.float32))
+    table = grid(o.result, o).plain.quantize(_defined(o, values).astype(np.float32))
     low.emit("ilookup", [low.read(x), low.give(o, "table", table)], o)
 
 

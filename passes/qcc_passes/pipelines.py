@@ -35,6 +35,9 @@ NARROW: Final = ("mixed-precision", "assign-bits")
 GROUPS: Final = "precision-groups"
 """Runs on request, after these: bits inside layers."""
 
+TAILS: Final = "activation-tails"
+"""Runs on request, once grids are chosen."""
+
 WIDEN: Final = "widen-residuals"
 """Runs on request, once bits are chosen."""
 
@@ -44,12 +47,13 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, GROUPS, WIDEN}):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, GROUPS, WIDEN, TAILS}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
     start = DEFAULT.index("equalize")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
     names = [*DEFAULT[:start], *asked, *DEFAULT[start:]]
     at = names.index("quantize")
+    names[at + 1 : at + 1] = [TAILS] if TAILS in options else []
     names[at:at] = _choosing_bits(options)
     return tuple(make_pass(name, options.get(name)) for name in names)
 
