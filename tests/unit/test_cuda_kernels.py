@@ -102,6 +102,8 @@ def convolutions() -> Net:
     n.layer(wide, 33, quant=I8)
     n.layer(words, 40, stride=2)
     n.layer(n.layer(sum_, 40, 1, quant=I16), 34, quant=I16)
+    n.layer(n.layer(sum_, 60, groups=3, quant=I16, keep=False), 120, groups=3, stride=2)
+    n.layer(sum_, 96, groups=2, bits=4, residual=n.layer(sum_, 96, 1, keep=False))
     n.layer(sum_, 36, bits=2)
     n.layer(sum_, 36, 1, bits=3)
     pooled = n.b.op("max_pool2d", [sum_], kernel=(3, 3), strides=(2, 2), pads=(1,) * 4, dilations=(1, 1), quant=U8)

@@ -28,6 +28,7 @@ class Operands:
     """A convolution or dense layer as a matrix product.
 
     ``rows`` output pixels in planes of ``plane`` with ``width`` pixels a line, ``columns`` output channels.
+    Each of ``groups`` ranges of columns has a range of ``group_step`` input channels.
     ``depth`` is the length of a dense layer's reduction, which is one run. Chunk i of a reduction is ``CHUNK``
     bytes from element ``offsets[i]`` on; ``weights`` [columns, elements of all chunks] int8 are zero where a chunk
     reaches over what it stands for.
@@ -44,17 +45,20 @@ class Operands:
     itemsize: int
     offsets: tuple[int, ...]
     weights: NDArray[np.int8]
+    groups: int = 1
+    group_step: int = 0
 
     def in_bytes(self) -> Operands:
         """The same with distances in the input counted in bytes."""
         size, (start, sample, line, column) = self.itemsize, self.x
         x = (start * size, sample * size, line * size, column * size)
-        return replace(self, x=x, offsets=tuple(n * size for n in self.offsets))
+        offsets = tuple(n * size for n in self.offsets)
+        return replace(self, x=x, offsets=offsets, group_step=self.group_step * size)
 
     @property
     def vector(self) -> int:
         """The bytes, at most ``CHUNK``, to which every chunk is aligned."""
-        return gcd(CHUNK, *(n * self.itemsize for n in (*self.x, *self.offsets)))
+        return gcd(CHUNK, *(n * self.itemsize for n in (*self.x, *self.offsets, self.group_step)))
 
 
 def operands(site: Site) -> Operands | None:
@@ -68,9 +72,11 @@ def operands(site: Site) -> Operands | None:
         return None
     if site.op.kind == "idense":
         return _dense(x, y, residual, weights)
-    if site.op.int_attr("groups") != 1 or not all(_dense_axis(v, 1) for v in (x, y, residual)):
+    if not all(_dense_axis(v, 1) for v in (x, y, residual)):
         return None
-    return _convolution(site, residual, weights)
+    groups = site.op.int_attr("groups")
+    found = _convolution(site, residual, weights)
+    return found if groups == 1 else replace(found, groups=groups, group_step=weights.shape[1])
 
 
 def depthwise_operands(site: Site) -> Operands | None:

@@ -21,7 +21,8 @@ class Form:
     """A kernel's own form of its operands: columns padded, steps of its loop, offsets padded, weights packed.
 
     Results are stored whole ``vector`` bytes at a time where they lie so. The steps are shared among ``splits``.
-    The kernel multiplies inputs that are ``more`` than they should be.
+    The kernel multiplies inputs that are ``more`` than they should be. A group of columns takes ``tiles`` tiles,
+    a result ``width`` columns.
     """
 
     columns: int
@@ -31,6 +32,13 @@ class Form:
     vector: int
     splits: int = 1
     more: int = 0
+    tiles: int = 1
+    width: int = 1
+
+    @property
+    def results(self) -> int:
+        """The columns that have results, padded."""
+        return self.columns // self.width
 
     @property
     def split_steps(self) -> int:
@@ -101,7 +109,7 @@ def _constants(site: Site, o: Operands, form: Form, border: tuple[int, ...]) -> 
     """A ``TensorShape`` and what it points to."""
     residual = site.view(4) if len(site.op.operands) > 4 else None
     offsets = np.array(o.offsets + (0,) * (form.offsets - len(o.offsets)), np.int32)
-    arrays = [offsets, *_vectors(site, o, form.columns, form.more), form.weights]
+    arrays = [offsets, *_vectors(site, o, form.results, form.more), form.weights]
     numbers = [
         o.rows,
         o.columns,
@@ -110,6 +118,9 @@ def _constants(site: Site, o: Operands, form: Form, border: tuple[int, ...]) -> 
         o.depth,
         form.splits,
         form.split_steps,
+        form.tiles,
+        o.columns // o.groups,
+        o.group_step,
         o.plane,
         o.width,
         *o.x,
@@ -117,7 +128,7 @@ def _constants(site: Site, o: Operands, form: Form, border: tuple[int, ...]) -> 
         *o.r,
     ]
     numbers += [site.op.int_attr(k) for k in ("shift", "qmin", "qmax")]
-    numbers += [_whole(site.output, o.y, form), residual is not None and _whole(residual, o.r, form)]
+    numbers += [_whole(site.output, o, o.y, form), residual is not None and _whole(residual, o, o.r, form)]
     numbers += border
     shape = np.zeros(len(numbers) + 6, np.int32)
     _, (_, first, *rest) = pack(shape, *arrays)
@@ -127,12 +138,13 @@ def _constants(site: Site, o: Operands, form: Form, border: tuple[int, ...]) -> 
     return pack(shape, *arrays)[0]
 
 
-def _whole(view: View, walk: Walk, form: Form) -> bool:
-    return not view.external and all(n * view.itemsize % form.vector == 0 for n in walk)
+def _whole(view: View, o: Operands, walk: Walk, form: Form) -> bool:
+    places = walk if o.groups == 1 else (*walk, o.columns // o.groups)
+    return not view.external and all(n * view.itemsize % form.vector == 0 for n in places)
 
 
 def _vectors(site: Site, o: Operands, size: int, more: int) -> Iterator[NDArray[np.generic]]:
-    """One entry per output channel, zeros up to ``size``: the accumulators' start, m, c, and mr where there is one.
+    """The accumulators' start, m, c, and mr where there is one: an entry per output channel, zeros up to ``size``.
 
     Accumulators start at -(zp + more) * Σw, which is exact modulo 2**32: padding holds the zero point, and the true
     sum fits 32 bits.
@@ -140,4 +152,5 @@ def _vectors(site: Site, o: Operands, size: int, more: int) -> Iterator[NDArray[
     start = (-(site.zero_point(0) + more) * o.weights.astype(np.int64).sum(axis=1)).astype(np.int32)
     slots = (2, 3, 5) if len(site.op.operands) > 4 else (2, 3)
     given = (np.broadcast_to(site.array(slot).reshape(-1), start.shape) for slot in slots)
-    return (np.pad(v, (0, size - len(v))) for v in (start, *given))
+    width = size // o.groups - o.columns // o.groups
+    return (np.pad(v.reshape(o.groups, -1), ((0, 0), (0, width))).reshape(-1) for v in (start, *given))

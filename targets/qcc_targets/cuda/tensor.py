@@ -19,6 +19,9 @@ _STEP: Final = 4 * CHUNK
 
 _INPUTS: Final = ("u8", "i8", "u16", "i16")
 
+_LEAST_CHANNELS: Final = 8
+"""Input and output channels of a group for which a tile of its own is worth it."""
+
 _PROCESSORS: Final = 128
 """Multiprocessors of a large GPU: tiles are chosen so that they have work."""
 
@@ -70,20 +73,25 @@ def tensor(site: Site, *, halo: bool = False) -> CudaKernel | None:
     """The kernel of a convolution or dense layer, or None where its operands do not lie in aligned bytes."""
     if (found := operands(site)) is None or site.view(0).dtype not in _INPUTS or found.vector < 4:
         return None
-    # A result of 16-bit inputs takes two columns.
+    outputs = found.columns // found.groups
+    if found.groups > 1 and min(outputs, site.array(1).shape[1]) < _LEAST_CHANNELS:
+        return None
+    # A result of 16-bit inputs takes two columns; groups share no tile.
     wide = found.itemsize == 2
-    needed = found.columns * found.itemsize
-    tile = chosen(found.rows, needed, site.output.itemsize)
+    needed = outputs * found.itemsize
+    tile = chosen(found.rows, needed * found.groups, site.output.itemsize)
     bits = 8 if wide else weight_bits(site)
     chunks = len(found.offsets)
-    steps = -(-chunks * CHUNK // _STEP)
-    columns = -(-needed // tile.columns) * tile.columns
-    weights = np.zeros((columns, steps * _STEP), np.int8)
-    weights[:needed, : chunks * CHUNK] = _by_bytes(found.weights) if wide else found.weights
-    blocks = tile.blocks(found.rows, needed)
-    splits = split_count(blocks, steps)
+    steps, tiles = -(-chunks * CHUNK // _STEP), -(-needed // tile.columns)
+    columns = found.groups * tiles * tile.columns
+    weights = np.zeros((found.groups, tiles * tile.columns, steps * _STEP), np.int8)
+    rows = _by_bytes(found.weights) if wide else found.weights
+    weights[:, :needed, : chunks * CHUNK] = rows.reshape(found.groups, needed, -1)
+    blocks = tile.blocks(found.rows, tile.columns) * tiles * found.groups
+    splits = split_count(blocks, steps) if found.groups == 1 else 1
     offsets, more = steps * _STEP // CHUNK, 1 << 15 if site.view(0).dtype == "i16" else 0
-    form = Form(columns, steps, offsets, packed(weights, bits), CHUNK, splits, more)
+    packed_weights = packed(weights.reshape(columns, -1), bits)
+    form = Form(columns, steps, offsets, packed_weights, CHUNK, splits, more, tiles, found.itemsize)
     numbers = (tile.rows, tile.columns, *tile.warps, tile.stages, found.vector, bits)
     name = f"tensor.{tile.rows}x{tile.columns}" + (f".{bits}bit" if bits < 8 else "")
     call = DeviceCall(name, "tensor_product", numbers, blocks, tile.threads)
@@ -99,7 +107,7 @@ def split_count(blocks: int, steps: int) -> int:
 
 def _split(site: Site, whole: CudaKernel, call: DeviceCall, form: Form, o: Operands) -> CudaKernel:
     """``whole`` as two kernels: partial sums, and what becomes of them."""
-    constants, results = whole.kernel.constants, form.columns // o.itemsize
+    constants, results = whole.kernel.constants, form.results
     size = 4 * form.splits * o.rows * results
     symbol = f"qcc::tensor_partial<{', '.join(map(str, call.numbers))}, {site.view(0).tvm_dtype}_t>"
     name, blocks = f"{call.name}.split", call.blocks * form.splits

@@ -8,6 +8,7 @@ namespace qcc {
 struct TensorShape {
   int rows, columns, padded_columns, steps, depth;
   int splits, split_steps;  // parts of the reduction that blocks of their own sum, and the steps of one
+  int group_tiles, group_columns, group_x;  // tiles and columns of a group, bytes from one's input to the next's
   int plane, width;  // output pixels of a sample, of a line
   int x_start, x_sample, x_row, x_column;  // in bytes where tensor cores read them
   int y_start, y_sample, y_row, y_column;

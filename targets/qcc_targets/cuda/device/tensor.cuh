@@ -10,6 +10,8 @@
 // ones, each with weights that are zero at the other bytes; so a result takes two columns. Signed ones become
 // unsigned by 2^15 more, which their sign bit turned over is and what the accumulators start with takes back.
 //
+// Groups of channels have tiles of their own: padded columns are those of one group after another.
+//
 // Where there are few results and a long reduction, blocks sum parts of it (tensor_partial): [split][row][column]
 // int32 in the scratch memory, columns padded. Another kernel adds them up (tensor_sum). Integer sums do not
 // depend on their order.
@@ -54,7 +56,9 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
   const int tiles = s.padded_columns / BN;
   const int blocks = PARTIAL ? gridDim.x / s.splits : gridDim.x, split = blockIdx.x / blocks;
   const int block = blockIdx.x % blocks, tile = block % tiles;
-  const int first_row = block / tiles * BM, first_column = tile * RESULTS;
+  const int group = tile / s.group_tiles, end_column = (group + 1) * s.group_columns;
+  const int first_row = block / tiles * BM, first_vector = tile * RESULTS;
+  const int first_column = group * s.group_columns + (tile - group * s.group_tiles) * RESULTS;
   const int first_step = PARTIAL ? split * s.split_steps : 0;
   const int steps = PARTIAL && s.steps - first_step > s.split_steps ? s.split_steps : s.steps - first_step;
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
@@ -75,7 +79,7 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
 
   auto load = [&](int step, int stage) {
     uint8_t *a = memory + stage * STAGE, *b = a + A_BYTES;
-    const uint8_t *source = reinterpret_cast<const uint8_t *>(x) + offset[step * 4];
+    const uint8_t *source = reinterpret_cast<const uint8_t *>(x) + group * s.group_x + offset[step * 4];
 #pragma unroll
     for (int i = 0; i < A_ROWS; ++i)
 #pragma unroll
@@ -151,7 +155,7 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
     for (int i = 0; i < WM / 8; ++i) {
       const int row = first_row + warp_m + i * 8 + (lane >> 2);
       if (row >= s.rows) continue;
-      int *to = partial + (split * s.rows + row) * padded + first_column;
+      int *to = partial + (split * s.rows + row) * padded + first_vector;
 #pragma unroll
       for (int n = 0; n < WN / 8; ++n) {
         const int low = sums[i / 2][n][i % 2 * 2], high = sums[i / 2][n][i % 2 * 2 + 1];
@@ -172,13 +176,13 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
   if (STAGED) {
     for (int i = thread; i < BM * ROW_CHUNKS; i += THREADS) {
       const int row = first_row + i / ROW_CHUNKS, column = first_column + i % ROW_CHUNKS * PER_CHUNK;
-      if (row >= s.rows || column >= s.columns) continue;
+      if (row >= s.rows || column >= end_column) continue;
       const Res *source = r + place(row, s.plane, s.width, s.r_start, s.r_sample, s.r_row, s.r_column) + column;
       Res *to = reinterpret_cast<Res *>(memory + i / ROW_CHUNKS * PITCH) + i % ROW_CHUNKS * PER_CHUNK;
-      if (s.r_vectors && column + PER_CHUNK <= s.columns)
+      if (s.r_vectors && column + PER_CHUNK <= end_column)
         *reinterpret_cast<int4 *>(to) = *reinterpret_cast<const int4 *>(source);
       else
-        for (int k = 0; k < PER_CHUNK && column + k < s.columns; ++k) to[k] = source[k];
+        for (int k = 0; k < PER_CHUNK && column + k < end_column; ++k) to[k] = source[k];
     }
     __syncthreads();
   }
@@ -191,23 +195,23 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
 #pragma unroll
     for (int second = 0; second < (WIDE ? 1 : 2); ++second) {
       const int in_tile = WIDE ? (warp_n + n * 8) / 2 + (lane & 3) : warp_n + n * 8 + (lane & 3) * 2 + second;
-      const int column = first_column + in_tile, m = scale[column];
-      const int64_t c = bias[column];
+      const int vector = first_vector + in_tile, column = first_column + in_tile, m = scale[vector];
+      const int64_t c = bias[vector];
 #pragma unroll
       for (int i = 0; i < WM / 8; ++i) {
         const int in_rows = warp_m + i * 8 + (lane >> 2);
         Out *to = reinterpret_cast<Out *>(memory + in_rows * PITCH) + in_tile;
-        uint32_t sum = static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + second]) + start[column];
+        uint32_t sum = static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + second]) + start[vector];
         if (WIDE) sum += static_cast<uint32_t>(sums[i / 2][n][i % 2 * 2 + 1]) << 8;
         int64_t total = static_cast<int64_t>(static_cast<int>(sum)) * m + c;
         if (STAGED) {
-          total += static_cast<int64_t>(*reinterpret_cast<Res *>(to)) * r_scale[column];
+          total += static_cast<int64_t>(*reinterpret_cast<Res *>(to)) * r_scale[vector];
         } else if (RESIDUAL) {
           const int row = first_row + in_rows;
-          if (row < s.rows && column < s.columns)
+          if (row < s.rows && column < end_column)
             total += static_cast<int64_t>(
                          r[place(row, s.plane, s.width, s.r_start, s.r_sample, s.r_row, s.r_column) + column]) *
-                     r_scale[column];
+                     r_scale[vector];
         }
         *to = static_cast<Out>(finished(total, s));
       }
@@ -216,13 +220,13 @@ __device__ __forceinline__ void tensor_tile(const In *x, const Res *r, const uin
   __syncthreads();
   for (int i = thread; i < BM * ROW_CHUNKS; i += THREADS) {
     const int row = first_row + i / ROW_CHUNKS, column = first_column + i % ROW_CHUNKS * PER_CHUNK;
-    if (row >= s.rows || column >= s.columns) continue;
+    if (row >= s.rows || column >= end_column) continue;
     Out *to = y + place(row, s.plane, s.width, s.y_start, s.y_sample, s.y_row, s.y_column) + column;
     const Out *source = reinterpret_cast<const Out *>(memory + i / ROW_CHUNKS * PITCH) + i % ROW_CHUNKS * PER_CHUNK;
-    if (s.y_vectors && column + PER_CHUNK <= s.columns)
+    if (s.y_vectors && column + PER_CHUNK <= end_column)
       *reinterpret_cast<int4 *>(to) = *reinterpret_cast<const int4 *>(source);
     else
-      for (int k = 0; k < PER_CHUNK && column + k < s.columns; ++k) to[k] = source[k];
+      for (int k = 0; k < PER_CHUNK && column + k < end_column; ++k) to[k] = source[k];
   }
 }
 
