@@ -53,14 +53,14 @@ def trial_session(graph: Graph, target: Target, threads: int = 1, device: int | 
         yield load(path, threads, device=device)
 
 
-def try_target(target: Target) -> None:
-    """Compile a small dense layer for ``target`` and run it here.
+def try_target(target: Target, device: int | str | None = None) -> None:
+    """Compile a small dense layer for ``target`` and run it here, on ``device``.
 
     Raises a QccError where either fails, MismatchError where the answer is wrong.
     """
     graph = small_graph()
     x = np.arange(64, dtype=np.uint8).reshape(4, 16)
-    with trial_session(graph, target) as session:
+    with trial_session(graph, target, device=device) as session:
         got = session.run({"x": x}, raw=True)["y"]
     if not np.array_equal(got, evaluate(graph, {"x": x})["y"]):
         raise MismatchError(f"target '{target.name}' computes a small dense layer wrongly")

@@ -91,20 +91,32 @@ def _check_targets() -> dict[str, str]:
         from qcc.discovery import discover
         from qcc.passmgr.plugins import TARGETS
 
-        return {name: _check_target(name) for name in sorted(discover(TARGETS))}
+        found: dict[str, str] = {}
+        for name in sorted(discover(TARGETS)):
+            found |= _check_target(name)
     except (QccError, ImportError) as e:
         return {"*": f"{type(e).__name__}: {e}"}
+    return found
 
 
-def _check_target(name: str) -> str:
+def _check_target(name: str) -> dict[str, str]:
+    """Whether the target's artifacts run, and with what stands for its devices."""
     try:
         from qcc.passmgr.plugins import make_target
+        from qcc.runtime.backend import named_devices
         from qcc.trial import try_target
 
-        try_target(make_target(name))
+        target = make_target(name)
+        devices = {name: None, **{f"{name}, device {d}": d for d in named_devices(target.backend)}}
     except (QccError, ImportError) as e:
-        return " ".join(str(e).split())
-    return "ok"
+        return {name: " ".join(str(e).split())}
+    found = dict.fromkeys(devices, "ok")
+    for what, device in devices.items():
+        try:
+            try_target(target, device)
+        except (QccError, ImportError) as e:
+            found[what] = " ".join(str(e).split())
+    return found
 
 
 def _print(report: Mapping[str, Any]) -> None:

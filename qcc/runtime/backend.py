@@ -72,9 +72,13 @@ def make_backend(
 
 def _on_device(backend: str, device: str) -> str:
     """The backend that runs the files of ``backend`` on ``device``."""
-    prefix = f"{backend}-"
-    known = [name.removeprefix(prefix) for name in discover(BACKENDS) if name.startswith(prefix)]
-    if device not in known:
+    if device not in (known := named_devices(backend)):
         others = f"; others: {', '.join(known)}" if known else ""
         raise ConfigError(f"the backend '{backend}' knows no device '{device}': devices are numbered{others}")
-    return prefix + device
+    return f"{backend}-{device}"
+
+
+def named_devices(backend: str) -> list[str]:
+    """What stands for the devices of ``backend``, by name."""
+    prefix = f"{backend}-"
+    return [name.removeprefix(prefix) for name in discover(BACKENDS) if name.startswith(prefix)]

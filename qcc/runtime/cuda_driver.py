@@ -56,6 +56,11 @@ class Driver:
         self.call("cuDeviceGetName", text, 256, self._device)
         return text.value.decode(errors="replace")
 
+    @property
+    def version(self) -> int:
+        """The latest CUDA version that the driver knows: 13000 for 13.0."""
+        return self._int("cuDriverGetVersion")
+
     def call(self, name: str, *arguments: Any) -> None:
         """Call the function ``name``. Raises QccError with the driver's message."""
         try:

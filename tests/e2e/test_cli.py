@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,9 @@ def test_schema(run_qcc: Qcc, tmp_path: Path) -> None:
 def test_doctor(run_qcc: Qcc) -> None:
     report = json.loads(run_qcc("doctor", "--json").out)
     assert report["targets"]["ref"] == "ok"
+    if shutil.which("g++"):
+        assert report["targets"]["cuda, device simt"] == report["targets"]["cuda, device simt-racecheck"] == "ok"
+    assert any("sm_90" in program["purpose"] for program in report["programs"]["cuda"])
     assert report["packages"]["numpy"] == np.__version__
     assert report["system"]["processors"] >= 1
 

@@ -13,6 +13,7 @@ int cuGetErrorString(int status, const char **text) {
   *text = status == 2 ? "out of memory" : status == 100 ? "no CUDA-capable device is detected" : "unknown error";
   return 0;
 }
+int cuDriverGetVersion(int *version) { *version = 12090; return 0; }
 int cuDeviceGetCount(int *count) { *count = DEVICES; return 0; }
 int cuDeviceGet(int *device, int number) { *device = number; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Fake GPU", size); return 0; }

@@ -20,6 +20,7 @@ from qcc.runtime.cuda_backend import CudaBackend
 from qcc.runtime.cuda_network import choose
 from qcc.runtime.cuda_program import CUDA_PROGRAM, Image
 from qcc.trial import small_graph
+from qcc_targets.cuda.machine import programs
 from qcc_targets.cuda.target import CudaTarget
 
 FAKE = Path(__file__).with_name("fake_cuda.c")
@@ -137,3 +138,13 @@ def test_a_missing_file_is_named(files: dict[str, Path], install: Install) -> No
 def test_machine_code_of_the_generation_comes_before_text(capability: int, chosen: str) -> None:
     images = [Image(arch=arch, file="f") for arch in ("sm_75", "sm_80", "sm_89", "compute_80")]
     assert choose(images, capability).arch == chosen
+
+
+def test_the_doctor_is_told_what_compiles_and_what_runs(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(MAJOR=9, MINOR=0)
+    found = {program.name.partition(" ")[0]: program for program in programs(("sm_80", "sm_90", "sm_121", "sm_999"))}
+    assert list(found) == ["NVRTC", cuda_driver.LIBRARY, "g++", "nvdisasm"]
+    assert found["NVRTC"].purpose == "compiles for sm_80, sm_90, sm_121"
+    assert found[cuda_driver.LIBRARY].purpose == "runs artifacts on Fake GPU (sm_90), for CUDA 12.9"
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libnosuchdriver.so.1")
+    assert programs(())[1].path is None and programs(())[0].path is None

@@ -334,7 +334,7 @@ def test_what_cannot_be_compiled_is_one_line(tmp_path: Path, monkeypatch: pytest
     large = 'extern "C" __global__ void k(volatile int *y) { volatile int a[9999]; a[*y] = 1; *y = a[*y + 1]; }'
     with pytest.raises(TargetError, match="frame size"):
         compile_library(large, tmp_path / "x.so")
-    monkeypatch.setattr(simt_library, "_COMPILER", "no-such-compiler")
+    monkeypatch.setattr(simt_library, "COMPILER", "no-such-compiler")
     with pytest.raises(TargetError, match=r"no C\+\+ compiler: .* needs 'no-such-compiler' on the PATH"):
         compile_library("", tmp_path / "x.so")
 

@@ -13,7 +13,7 @@ from qcc.errors import ArtifactError
 from qcc.ir.graph import Graph
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.spelling import spell
-from qcc.passmgr.target import NARROW_BITS, Capabilities, Target
+from qcc.passmgr.target import NARROW_BITS, Capabilities, Program, Target
 from qcc.runtime.cuda_backend import CudaBackend
 from qcc.runtime.cuda_driver import Driver
 from qcc.runtime.cuda_program import CUDA_PROGRAM, CudaProgram, Image
@@ -22,6 +22,7 @@ from qcc_targets.cpu.lowering import MOVES
 from qcc_targets.cpu.select import GENERIC
 from qcc_targets.cpu.target import LAYERS, argument, listed
 from qcc_targets.cuda.compiler import compile_images, find_nvrtc
+from qcc_targets.cuda.machine import programs
 from qcc_targets.cuda.network import assemble
 from qcc_targets.cuda.source import cuda_source
 
@@ -83,6 +84,10 @@ class CudaTarget(Target):
             if launch.op in LAYERS:
                 times[launch.result] = times.get(launch.result, 0.0) + seconds
         return times
+
+    def programs(self) -> Sequence[Program]:
+        """See ``Target.programs``."""
+        return programs(self.arch)
 
     def build(self, graph: Graph, ctx: PassContext, out: Path) -> Sequence[Path]:
         find_nvrtc()

@@ -14,7 +14,7 @@ from qcc.errors import TargetError
 from qcc_targets.c.toolchain import run_compiler
 
 HEADER: Final = "device.h"
-_COMPILER = "g++"
+COMPILER = "g++"
 _RUNTIME: Final = ("schedule.cpp", "warp.cpp")
 _RACES: Final = "race.cpp"
 
@@ -68,7 +68,7 @@ def _sources() -> Path:
 
 
 def _compile(arguments: Sequence[str], folder: Path) -> None:
-    compiler = shutil.which(_COMPILER)
+    compiler = shutil.which(COMPILER)
     if compiler is None:
-        raise TargetError(f"no C++ compiler: running CUDA kernels on the host needs '{_COMPILER}' on the PATH")
+        raise TargetError(f"no C++ compiler: running CUDA kernels on the host needs '{COMPILER}' on the PATH")
     run_compiler([compiler, *arguments], folder)
