@@ -19,7 +19,7 @@ from qcc.frontend.naming import legal
 
 Arrays = Mapping[str, NDArray[Any]]
 Call = Callable[[], object]
-PEERS: Final = ("onnxruntime", "openvino")
+PEERS: Final = ("onnxruntime", "openvino", "onnxruntime-gpu", "torch")
 INSTALL_OPENVINO: Final = "pip install 'qcc[openvino]'"
 
 

@@ -11,7 +11,7 @@ import typer
 
 from qcc.commands.console import out, print_json, print_notes, print_table, progress_bars
 from qcc.commands.doctor import FEATURES, cpu_flags, cpu_model
-from qcc.commands.options import ArtifactArg, DataOption, IsaOption, JsonFlag
+from qcc.commands.options import ArtifactArg, DataOption, DeviceOption, IsaOption, JsonFlag, on_device
 from qcc.commands.profile import show_profile
 from qcc.commands.run import artifact_data
 from qcc.errors import ConfigError
@@ -31,7 +31,8 @@ WEIGHTS: Final = ("warm", "cold")
 def bench_command(
     artifact: ArtifactArg,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="A,B", help="Peers to time beside it: onnxruntime, openvino.")
+        str | None,
+        typer.Option("--against", metavar="A,B", help="Peers: onnxruntime, openvino; on a GPU onnxruntime-gpu, torch."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The ONNX model, for the peers; else looked for beside it.")
@@ -45,12 +46,14 @@ def bench_command(
     ] = "warm,cold",
     amx: Annotated[bool, typer.Option("--amx/--no-amx", help="Whether any engine may use AMX.")] = True,
     isa: IsaOption = None,
+    device: DeviceOption = None,
     profile: Annotated[bool, typer.Option("--profile", help="Time the kernels of a cpu artifact instead.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Time an artifact, interleaved with the same model in onnxruntime (fp32 and int8) and OpenVINO (int8).
 
     qcc bench model.qcc --against onnxruntime,openvino --data calibration.npz --threads 1,2
+    qcc bench gpu.qcc --device 0 --against onnxruntime-gpu,torch --batch 64 --weights warm
 
     The int8 model of both is onnxruntime's own static quantization (per-channel QDQ). Without --data,
     inputs are random: fine for time, meaningless for values.
@@ -61,7 +64,9 @@ def bench_command(
         show_profile(artifact, isa, rounds, as_json=as_json)
         return
     peers = _listed(against, "--against") if against is not None else ("onnxruntime",) if model is not None else ()
-    settings = Job(artifact, {}, _counts(threads), rounds, _listed(weights, "--weights"), peers, isa=isa)
+    settings = Job(
+        artifact, {}, _counts(threads), rounds, _listed(weights, "--weights"), peers, isa=isa, device=on_device(device)
+    )
     job = _with_data(settings, model, data, batch)
     if amx:
         with progress_bars() as progress:
@@ -107,7 +112,7 @@ def _with_data(job: Job, model: Path | None, data: str | None, batch: int) -> Jo
     from qcc.verification import model_inputs, source_model
 
     artifact = read_artifact(job.artifact)
-    session = Session(artifact)
+    session = Session(artifact, device=job.device)
     arrays = _arrays(session, data, batch, CALIBRATION if job.against else batch)
     inputs = {name: a[: _rows(session, name, batch)] for name, a in arrays.items()}
     if not job.against:

@@ -13,6 +13,8 @@ LIBRARY: Final = "libcuda.so.1"
 _OUT_OF_MEMORY: Final = 2
 _MAJOR, _MINOR = 75, 76
 """Device attributes: the two parts of the compute capability."""
+_CLOCK, _PROCESSORS = 13, 16
+"""Device attributes: the highest clock in kHz, and how many multiprocessors."""
 _NON_BLOCKING: Final = 1
 _THREAD_LOCAL: Final = 1
 """Capture mode: only calls of this thread may not be captured."""
@@ -55,6 +57,12 @@ class Driver:
         text = ctypes.create_string_buffer(256)
         self.call("cuDeviceGetName", text, 256, self._device)
         return text.value.decode(errors="replace")
+
+    @property
+    def cycles(self) -> float:
+        """Cycles per second of all multiprocessors together, at the highest clock."""
+        clock, processors = (self._int("cuDeviceGetAttribute", a, self._device) for a in (_CLOCK, _PROCESSORS))
+        return 1e3 * clock * processors
 
     @property
     def version(self) -> int:

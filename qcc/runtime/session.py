@@ -13,7 +13,7 @@ from qcc.artifact.border import dequantize_output, quantize_input
 from qcc.artifact.manifest import Manifest, TensorSpec
 from qcc.artifact.store import Artifact, read_artifact
 from qcc.errors import ConfigError
-from qcc.runtime.backend import ALIGNMENT, make_backend
+from qcc.runtime.backend import ALIGNMENT, Backend, make_backend
 
 
 def load(path: str | Path, threads: int = 1, *, isa: str | None = None, device: int | str | None = None) -> Session:
@@ -44,6 +44,11 @@ class Session:
         self._direct = getattr(self._backend, "direct", lambda inputs, raw: None)
         self._alignment: int = getattr(self._backend, "alignment", ALIGNMENT)
         self._batched = any(s.batched for s in (*self.inputs, *self.outputs))
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the artifact's files."""
+        return self._backend
 
     @property
     def manifest(self) -> Manifest:

@@ -56,3 +56,10 @@ def test_unknown_devices_are_named(run_qcc: Qcc, artifact: Path, compiled: Path,
     assert result.code == 2 and "'ref' knows no device 'simt'" in result.complaint
     result = run_qcc("run", compiled, *data, "--device", "1")
     assert result.code == 2 and "the backend 'ref' takes no option 'device'" in result.complaint
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
+def test_bench_times_a_named_device(run_qcc: Qcc, artifact: Path) -> None:
+    result = run_qcc("bench", artifact, "--device", "simt", "--rounds", 1, "--weights", "warm", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["results"][0]["seconds"]["qcc integer"]["best"] > 0
