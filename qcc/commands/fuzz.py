@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qcc.commands.console import out, print_json, print_table, progress_bars
-from qcc.commands.options import JsonFlag, assignments
+from qcc.commands.options import DeviceOption, JsonFlag, assignments, on_device
 from qcc.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def fuzz_command(
     start: Annotated[int, typer.Option("--start", min=0, help="Index of the first graph.")] = 0,
     target: Annotated[str | None, typer.Option("--target", "-t", help="Compile graphs for this target too.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-O", help="Target option, name=value.")] = None,
+    device: DeviceOption = None,
     target_count: Annotated[
         int | None, typer.Option("--target-count", min=0, help="Compile only so many of them; else all.")
     ] = None,
@@ -37,12 +38,14 @@ def fuzz_command(
     qcc fuzz --count 10000 --target cpu --target-count 1000 --out failures/
 
     qcc fuzz --replay failures/cpu-0-17.qir --target cpu
+
+    qcc fuzz --target cuda -O arch=compute_75 --device simt-racecheck
     """
     from qcc.verify.fuzz import fuzz, onnxruntime_engine
 
     engines: dict[str, Engine] = {ONNXRUNTIME: onnxruntime_engine()}
     if target is not None:
-        engines[target] = _target_engine(target, assignments(option or [], "--option"))
+        engines[target] = _target_engine(target, assignments(option or [], "--option"), device)
     if replay is not None:
         _replay(replay, engines)
         return
@@ -63,11 +66,15 @@ def fuzz_command(
         raise MismatchError("; ".join(failures))
 
 
-def _target_engine(name: str, options: dict[str, Any]) -> Engine:
+def _target_engine(name: str, options: dict[str, Any], device: str | None) -> Engine:
     from qcc.passmgr.plugins import make_target
+    from qcc.runtime.backend import backend_on
     from qcc.trial import target_engine
 
-    return target_engine(make_target(name, options))
+    target, where = make_target(name, options), on_device(device)
+    if isinstance(where, str):
+        backend_on(target.backend, where)
+    return target_engine(target, where)
 
 
 def _replay(path: Path, engines: dict[str, Engine]) -> None:

@@ -54,7 +54,7 @@ def make_backend(
     name = manifest.backend
     given = dict(options or {})
     if isinstance(device, str):
-        name = _on_device(name, device)
+        name = backend_on(name, device)
     elif device is not None:
         given["device"] = device
     factory: Any = load(BACKENDS, name)
@@ -70,8 +70,8 @@ def make_backend(
     return backend
 
 
-def _on_device(backend: str, device: str) -> str:
-    """The backend that runs the files of ``backend`` on ``device``."""
+def backend_on(backend: str, device: str) -> str:
+    """The backend that runs the files of ``backend`` on what is called ``device``. Raises ConfigError."""
     if device not in (known := named_devices(backend)):
         others = f"; others: {', '.join(known)}" if known else ""
         raise ConfigError(f"the backend '{backend}' knows no device '{device}': devices are numbered{others}")

@@ -63,3 +63,11 @@ def test_bench_times_a_named_device(run_qcc: Qcc, artifact: Path) -> None:
     result = run_qcc("bench", artifact, "--device", "simt", "--rounds", 1, "--weights", "warm", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["results"][0]["seconds"]["qcc integer"]["best"] > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
+def test_fuzz_takes_a_device(run_qcc: Qcc) -> None:
+    target = ("--target", "cuda", "-O", "arch=compute_75", "--device", "simt")
+    result = run_qcc("fuzz", "--count", 1, "--seed", 5, *target, "--json")
+    assert result.code == 0, result.err
+    assert run_qcc("fuzz", "--count", 1, "--target", "ref", "--device", "simt").code == 2
