@@ -1,7 +1,7 @@
 # ruff: noqa: T201 - a measurement prints
 """The real models on the CUDA target, without a GPU: one row per model. Needs g++ and nvdisasm.
 
-    python tests/bench/cuda_models.py [--samples N] [--checked N] [--device simt] [MODEL ...]
+    python tests/bench/cuda_models.py [--samples N] [--checked N] [--device simt] [--folder KEEP] [MODEL ...]
 
 Every artifact holds machine code for five architectures. Its kernels run on real inputs through the SIMT runtime (or,
 with ``--device 0``, on a GPU), and every element of every output is compared with the numpy reference; on some inputs
@@ -72,12 +72,13 @@ def differing(artifact: Path, case: Subject, samples: int, device: str, folder: 
 
 def judge(case: Subject, samples: int, checked: int, device: str, folder: Path) -> tuple[str, bool]:
     """The row of one model, and whether all holds."""
-    calibration: dict[str, Any] = {case.input: case.calibration}
-    np.savez(folder / "calibration.npz", **calibration)
     artifact = folder / f"{case.name}.qcc"
-    data = ("-d", str(folder / "calibration.npz"))
     start = time.perf_counter()
-    qcc("compile", str(case.path), *data, "-t", "cuda", "-o", str(artifact), "--force")
+    if not artifact.exists():
+        calibration: dict[str, Any] = {case.input: case.calibration}
+        np.savez(folder / "calibration.npz", **calibration)
+        data = ("-d", str(folder / "calibration.npz"))
+        qcc("compile", str(case.path), *data, "-t", "cuda", "-o", str(artifact))
     compiled = time.perf_counter() - start
     program, fewest, wide = tensor_cores(artifact)
     elements, differ, seconds = differing(artifact, case, samples, device, folder)
@@ -96,12 +97,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="inputs to compare on")
     parser.add_argument("--checked", type=int, default=1, help="inputs to compare on with the race check")
     parser.add_argument("--device", default="simt")
+    parser.add_argument("--folder", type=Path, help="where artifacts stay, and are taken from where they are already")
     chosen = parser.parse_args()
     print(HEAD, flush=True)
     holds = True
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = chosen.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in chosen.models or SUBJECTS:
-            row, good = judge(subject(name), chosen.samples, chosen.checked, chosen.device, Path(folder))
+            row, good = judge(subject(name), chosen.samples, chosen.checked, chosen.device, folder)
             print(row, flush=True)
             holds = holds and good
     if not holds:

@@ -373,7 +373,7 @@ def test_a_barrier_or_wait_removed_from_a_generated_kernel_is_found(tmp_path: Pa
         return SimtNetwork(program, lambda _: read(), library, racecheck=racecheck).run(inputs)["y"]
 
     assert (outputs(source, True) == expected).all()
-    body = source.index("tensor_product(")
+    body = source.index("tensor_tile(")
     waits = list(re.compile(r"(__syncthreads|cp_wait<STAGES - 2>)\(\)").finditer(source, body))
     assert len(waits) == 5
     differing = []
