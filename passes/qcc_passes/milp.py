@@ -83,9 +83,16 @@ def solve(
     return _picks(program.sizes, np.array(solver.getSolution().col_value)), bound
 
 
+class _Silent(highspy.Highs):  # type: ignore[misc]
+    """A solver that says nothing: the first call of the constructor, this one, would print HiGHS's name already."""
+
+    def enableCallbacks(self) -> None:  # noqa: N802 - HiGHS's own name
+        self.silent()
+        super().enableCallbacks()
+
+
 def _solver() -> highspy.Highs:
-    solver = highspy.Highs()
-    solver.setOptionValue("output_flag", False)
+    solver = _Silent()
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("random_seed", 0)
     solver.setOptionValue("mip_rel_gap", 0.0)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,10 @@ def test_a_metric_by_place_is_the_largest_of_its_sums() -> None:
     assert assign(groups, {"peak": 12.0}).picks == (0, 1)
     with pytest.raises(ConfigError, match="the tightest reachable is 8"):
         assign(groups, {"peak": 7.0})
+
+
+def test_the_solver_prints_nothing() -> None:
+    """What a command prints as JSON must be nothing else."""
+    program = "import numpy as np; from qcc_passes.milp import Program, solve; solve(Program((2,), ()), np.ones(2))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""

@@ -211,6 +211,7 @@ def test_words_hold_their_elements(bits: int, lanes: int, signed: bool) -> None:
     low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if signed else (0, 1 << bits)
     codes = np.random.default_rng(1).integers(low, high, (3, 4 * lanes))
     data = pack_words(codes, bits, lanes)
+    assert pack_words(np.asfortranarray(codes), bits, lanes) == data
     assert len(data) == 3 * 4 * -(-bits * lanes // 8)
     assert np.array_equal(unpack_words(data, bits, lanes, signed).reshape(codes.shape), codes)
 

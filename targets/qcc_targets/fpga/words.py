@@ -12,7 +12,7 @@ Array = NDArray[Any]
 
 def pack_words(codes: Array, bits: int, lanes: int) -> bytes:
     """``codes`` [frames, elements] as words of ``lanes`` elements of ``bits`` bits, little-endian bytes."""
-    elements = codes.astype("<i8").reshape(-1, lanes)
+    elements = np.ascontiguousarray(codes, "<i8").reshape(-1, lanes)
     spread = np.unpackbits(elements.view(np.uint8).reshape(*elements.shape, 8), axis=2, bitorder="little")
     return np.packbits(spread[:, :, :bits].reshape(len(elements), -1), axis=1, bitorder="little").tobytes()
 
