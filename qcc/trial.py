@@ -34,6 +34,14 @@ def trial_session(graph: Graph, target: Target, threads: int = 1, device: int | 
 
     ``device`` is as for ``load``.
     """
+    with tempfile.TemporaryDirectory(prefix="qcc-trial-") as scratch:
+        path = Path(scratch) / "artifact"
+        write_trial(graph, target, path)
+        yield load(path, threads, device=device)
+
+
+def write_trial(graph: Graph, target: Target, path: Path) -> None:
+    """Write the artifact of ``graph`` (stage INTEGER) for ``target``, which names no model that it comes from."""
     ctx = PassContext(capabilities=target.capabilities)
     legal = Pipeline(tuple(target.passes())).run(graph, ctx)
     check_device(legal, target)
@@ -47,10 +55,7 @@ def trial_session(graph: Graph, target: Target, threads: int = 1, device: int | 
         inputs=tuple(map(tensor_spec, legal.inputs)),
         outputs=tuple(map(tensor_spec, legal.outputs)),
     )
-    with tempfile.TemporaryDirectory(prefix="qcc-trial-") as scratch:
-        path = Path(scratch) / "artifact"
-        write_artifact(path, manifest, {**graph_files(legal), **build_device(target, legal, ctx)})
-        yield load(path, threads, device=device)
+    write_artifact(path, manifest, {**graph_files(legal), **build_device(target, legal, ctx)})
 
 
 def try_target(target: Target, device: int | str | None = None) -> None:

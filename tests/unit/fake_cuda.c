@@ -35,6 +35,11 @@ int cuModuleUnload(handle module) { return module == 0; }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) { memcpy((void *)(uintptr_t)to, from, size); return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, handle s) { return cuMemcpyHtoD_v2(to, from, size); }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, handle s) { memcpy(to, (void *)(uintptr_t)from, size); return 0; }
+int cuEventCreate(handle *event, unsigned flags) { *event = &fake_kernels; return 0; }
+int cuEventRecord(handle event, handle stream) { return event != &fake_kernels; }
+int cuEventSynchronize(handle event) { return event != &fake_kernels; }
+int cuEventElapsedTime(float *milliseconds, handle before, handle after) { *milliseconds = 6; return 0; }
+int cuEventDestroy_v2(handle event) { return event != &fake_kernels; }
 int cuStreamCreate(handle *stream, unsigned flags) { *stream = &fake_graphs; return 0; }
 int cuStreamSynchronize(handle stream) { return 0; }
 int cuStreamBeginCapture_v2(handle stream, int mode) { return 0; }

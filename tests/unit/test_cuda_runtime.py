@@ -19,7 +19,7 @@ from qcc.runtime import cuda_driver
 from qcc.runtime.cuda_backend import CudaBackend
 from qcc.runtime.cuda_network import choose
 from qcc.runtime.cuda_program import CUDA_PROGRAM, Image
-from qcc.trial import small_graph
+from qcc.trial import small_graph, write_trial
 from qcc_targets.cuda.machine import programs
 from qcc_targets.cuda.target import CudaTarget
 
@@ -84,6 +84,16 @@ def test_device_memory_is_given_back(files: dict[str, Path], install: Install) -
         backend(files)
     gc.collect()
     assert blocks.value == 0
+
+
+def test_layers_are_timed_on_the_gpu(tmp_path: Path, install: Install) -> None:
+    fake = install()
+    target = CudaTarget(arch=("sm_80",))
+    assert target.device() == 'cuda{arch=["sm_80"]} on Fake GPU'
+    write_trial(small_graph(), target, tmp_path / "small.qcc")
+    kernels = ctypes.c_int.in_dll(fake, "fake_kernels")
+    assert target.time_layers(tmp_path / "small.qcc") == {"y": pytest.approx(6e-3 / 50)}
+    assert kernels.value > 50
 
 
 def test_no_driver(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
