@@ -126,7 +126,9 @@ class Trial:
 
     @classmethod
     def of(cls, graph: Graph, ctx: PassContext, passes: Sequence[Pass], fitting: CalibrationData) -> Trial | None:
-        """Of ``graph`` with the facts of ``ctx``; None where these are not all that ``passes`` need."""
+        """Of ``graph`` with the facts of ``ctx``; None without ``passes``, or where these need other facts as well."""
+        if not passes:
+            return None
         facts = Facts()
         for kind in ctx.facts.kinds():
             facts.put(ctx.facts.get(kind))

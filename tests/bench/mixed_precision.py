@@ -130,7 +130,7 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.objectives:
         options["objectives"] = chosen.objectives.split(",")
     if chosen.proxy:
-        options |= {"scored_by": [], "objectives": ["pairwise", "separate", "curvature", "uniform"]}
+        options = {"objectives": ["pairwise", "separate", "curvature", "uniform"], **options, "scored_by": []}
     done = {(r["model"], r["draw"], r["bits"], r["method"]) for r in read(chosen.out)}
     for model in chosen.models or MODELS:
         for draw in range(chosen.first, chosen.draws):

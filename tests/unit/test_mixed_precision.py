@@ -62,6 +62,12 @@ def test_plan_meets_every_budget_and_beats_uniform(network: Graph) -> None:
     assert best.rank < uniform.rank
 
 
+def test_candidates_scored_by_rounding_alone_are_scored(network: Graph) -> None:
+    ctx = measured(network)
+    MixedPrecision(budgets={"bits": 4.0}, scored_by=()).run(network, ctx)
+    assert all(c.kl > 0 for c in ctx.facts.get(Candidates).tried)
+
+
 def test_kept_layers_and_ends_are_respected(network: Graph) -> None:
     ctx = measured(network)
     MixedPrecision(budgets={"bits": 5.0}, keep={"two": 6}, ends=8).run(network, ctx)
