@@ -17,6 +17,7 @@ from qcc_passes.facts import BitPlan
 from qcc_passes.head import head
 from qcc_passes.mixed_precision import MixedPrecision
 from qcc_passes.perturbation import MeasurePerturbations
+from qcc_passes.scoring import Score
 from qcc_passes.sensitivity import GaussNewtonTrace
 
 LAYERS = (("one", (24, 8), 1.0), ("two", (24, 24), 0.1), ("three", (24, 24), 1.0), ("four", (24, 24), 3.0))
@@ -94,3 +95,15 @@ def test_sensitivities_must_have_been_measured(network: Graph) -> None:
     ctx.facts.put(CalibrationData({"x": np.zeros((4, 8), np.float32)}))
     with pytest.raises(PassError, match="run sensitivity-gauss-newton or -perturbation before it"):
         MixedPrecision(budgets={"bits": 8.0}).run(network, ctx)
+
+
+def test_surely_below_is_not_misled_by_a_single_sample() -> None:
+    """KL may be decided by one sample; the KL of softened outputs decides."""
+    rng = np.random.default_rng(0)
+    plain = rng.uniform(1, 2, size=(2, 40))
+    better = plain * np.array([[1.0], [0.6]])
+    better[0, 0] += 100
+    scores = [Score(s[0].mean(), s[1].mean(), 0.0, None, s) for s in (plain, better)]
+    assert scores[1].surely_below(scores[0])
+    assert not scores[0].surely_below(scores[1])
+    assert not scores[0].surely_below(scores[0])
