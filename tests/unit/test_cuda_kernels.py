@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qcc.errors import TargetError
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage, Value
 from qcc.ir.types import BATCH, DTYPES, Dyadic, Quant
@@ -174,6 +175,16 @@ def test_large_batches_take_large_tiles(tmp_path: Path) -> None:
     assert templates == {1: ["tensor.64x32"], 64: ["tensor.128x128"]}
     CudaTarget(arch=("compute_80",), batch=256).build(n.graph, PassContext(), tmp_path)
     assert CudaProgram.from_bytes((tmp_path / CUDA_PROGRAM).read_bytes()).batch == 256
+
+
+@pytest.mark.parametrize(("dtype", "quant", "batch"), [("u8", U8, 1024), ("u16", U16, 512)])
+def test_tensors_beyond_the_indices_are_refused(dtype: str, quant: Quant, batch: int) -> None:
+    b = GraphBuilder("large", Stage.INTEGER)
+    x = b.input("x", (BATCH, 64, 192, 192), dtype, quant)
+    y = b.op("max_pool2d", [x], kernel=(2, 2), strides=(2, 2), pads=(0,) * 4, dilations=(1, 1), quant=quant)
+    assert assemble(b.graph([y]), batch // 2 - 64).launches
+    with pytest.raises(TargetError, match=r"a tensor of \d+ elements is beyond 32-bit indices: use a smaller batch"):
+        assemble(b.graph([y]), batch)
 
 
 def signed(codes: Array, bits: int) -> Array:

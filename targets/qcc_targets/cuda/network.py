@@ -10,6 +10,7 @@ from tvm import tirx
 
 from qcc.errors import TargetError
 from qcc.ir.graph import Graph
+from qcc.ir.types import DTYPES
 from qcc.runtime.cuda_program import Address, Launch
 from qcc_targets.cpu.lowering import FILL_HALO, Lowered, Space, Step, lower
 from qcc_targets.cpu.memory import MemoryPlan, Padding, plan
@@ -20,6 +21,10 @@ from qcc_targets.cuda.select import select
 
 PADDING: Final = Padding(align=256, slack=1024)
 """Blocks of memory begin where the memory's transactions do; tiles of the last rows may reach beyond a tensor."""
+
+
+_COUNTED: Final = 2
+"""Tensor cores read elements of up to two bytes by byte offsets; all other indices count elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class CudaNetwork:
 def assemble(graph: Graph, batch: int) -> CudaNetwork:
     """Select kernels, plan memory, name the launches. Raises TargetError."""
     lowered = lower(graph, batch, padded_pixel)
-    if large := [s for s in lowered.storages if s.size >= 1 << 31]:
+    if large := [s for s in lowered.storages if s.size * min(DTYPES[s.dtype].itemsize, _COUNTED) >= 1 << 31]:
         raise TargetError(f"a tensor of {large[0].size} elements is beyond 32-bit indices: use a smaller batch")
     lowered, kernels = _selected(lowered)
     memory = plan(lowered, [k.kernel for k in kernels], PADDING)
