@@ -7,6 +7,7 @@ four bytes of each position and multiplies them with the weights of all channels
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -29,10 +30,18 @@ STEP = 4
 STREAMED_BYTES = 1 << 20
 """Weights from which on a product with one tile of positions is held to read them from memory."""
 
-NEAR_BYTES, FAR_BYTES = 4 << 10, 8 << 10
-"""How far ahead weights are asked for that lie in the second-level cache or not much further away, and those in
-memory. Measured: 2 to 8 KiB take a third off a 3x3 convolution of 7 x 7 x 512, 2 to 16 KiB a third off a product of
-4096 x 4096 4-bit weights; the processor's own prefetching alone fills neither bandwidth."""
+Distances = tuple[tuple[int, bool], ...]
+"""Bytes ahead of their use at which weights are asked for, and whether into the first-level cache."""
+
+FROM_L2: Final[Distances] = ((4 << 10, True),)
+"""For weights in the second-level cache or not much further away: 2 to 8 KiB take a third off a 3x3 convolution of
+7 x 7 x 512. The processor's own prefetching alone does not fill the bandwidth, neither here nor below."""
+
+FROM_MEMORY: Final[Distances] = ((8 << 10, True),)
+"""For those in memory: 2 to 16 KiB take a third off a product of 4096 x 4096."""
+
+PACKED_FROM_MEMORY: Final[Distances] = ((2 << 10, True), (16 << 10, False))
+"""For packed ones, which take longer to use than bytes: in two steps they come another quarter faster."""
 
 
 def build(site: Site, isa: Isa, work: Contraction, blocking: VnniBlocking) -> Kernel:
@@ -102,12 +111,13 @@ class _Template:
         return records * self.stored.steps if self.unpacks else records
 
     @property
-    def ahead(self) -> int:
-        """Bytes ahead of their use that weights are asked for; 0 where they stay in the first-level cache."""
+    def ahead(self) -> Distances:
+        """How far ahead of their use weights are asked for; nothing where they stay in the first-level cache."""
         size = self.work.depth * self.work.outputs
         if self.blocking.tiles.count == 1:  # they are read but once
-            return FAR_BYTES if size >= STREAMED_BYTES else 0
-        return NEAR_BYTES if size > L1_BYTES and not self.unpacks else 0
+            far = PACKED_FROM_MEMORY if self.work.packing else FROM_MEMORY
+            return far if size >= STREAMED_BYTES else ()
+        return FROM_L2 if size > L1_BYTES and not self.unpacks else ()
 
     @property
     def lines(self) -> int:
@@ -234,8 +244,8 @@ class _Template:
     ) -> list[Expr]:
         """The accumulators after one product for every position and vector: step ``step`` from ``record`` on."""
         weights = [self.panel.load(operands.weights, record, step, v) for v in range(self.vectors)]
-        if self.ahead:
-            self.panel.ahead(operands.weights, record, step, self.ahead)
+        for distance, near in self.ahead:
+            self.panel.ahead(operands.weights, record, step, distance, near=near)
         for line in range(self.lines):
             at = following + (record + step) * self.lines + line
             emit.prefetch(operands.weights, at * (LINE // np.dtype(self.panel.dtype).itemsize), near=False)

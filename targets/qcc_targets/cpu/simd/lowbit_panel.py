@@ -67,14 +67,14 @@ class Panel:
         products = self.packing.vectors if self.packing else self.dot.vectors
         return products * self.dot.lanes * 4
 
-    def ahead(self, source: Memory, record: Expr, step: int, distance: int) -> None:
+    def ahead(self, source: Memory, record: Expr, step: int, distance: int, *, near: bool) -> None:
         """Ask for as many bytes as step ``step`` reads, ``distance`` bytes behind; steps of a record take turns."""
         if step % self.steps:
             return
         itemsize = np.dtype(self.dtype).itemsize
         first = (record + step // self.steps) * (self.vectors * self.size // itemsize)
         for line in range(0, self.vectors * self.size, ALIGN):
-            emit.prefetch(source, first + (distance + line) // itemsize)
+            emit.prefetch(source, first + (distance + line) // itemsize, near=near)
 
     def unpack(self, source: Memory, first: Expr, count: int, target: Memory) -> None:
         """Write ``count`` records from ``first`` on, which are packed, to ``target`` as steps of whole bytes."""
