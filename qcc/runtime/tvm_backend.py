@@ -55,7 +55,7 @@ class TvmBackend:
         program = self.network.program
         outputs = {a.name: np.empty((batch, *a.shape[1:]) if a.batched else a.shape, a.dtype) for a in program.outputs}
         starts = range(0, batch, program.batch)
-        if self._pool is None or len(starts) == 1 or (program.threads > 1 and len(starts) < self._threads):
+        if self._pool is None or len(starts) == 1 or (self.network.shared and len(starts) < self._threads):
             for start in starts:
                 self.network.call(inputs, outputs, start, batch)
         else:

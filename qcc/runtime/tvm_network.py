@@ -72,7 +72,10 @@ class Network:
         self._pointers = [ctypes.c_void_p] * (len(program.inputs) + len(program.outputs) + 2)
         self.alone = self._library.function(program.entry, self._pointers)
         self.function: Callable[..., None] = self.alone
-        if (team := min(threads, program.threads)) > 1:
+        team = min(threads, program.threads)
+        self.shared = team > 1 and level.control > 0
+        """Whether several threads share a call."""
+        if self.shared:
             share = self._library.function(SHARE, [*self._pointers, ctypes.c_void_p])
             self.function = Team(share, level.control, team)
         self._arenas: deque[tuple[NDArray[np.uint8], ctypes.c_void_p]] = deque()

@@ -98,7 +98,9 @@ def test_threads_give_the_same_bits(isa: str, threads: int, batch: int, compiler
 
 
 def divided() -> list[tuple[Piece, ...]]:
-    return [pieces(step.site, 2) for step in lower(network()).steps if step.site.op.kind == "iconv2d"]
+    return [
+        pieces(step.site, 2, LEVELS["avx512vnni"]) for step in lower(network()).steps if step.site.op.kind == "iconv2d"
+    ]
 
 
 def test_steps_are_divided_by_rows_or_channels() -> None:
@@ -169,3 +171,15 @@ def test_a_team_sleeps_between_calls_and_leaves_with_its_owner() -> None:
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+def test_small_networks_are_not_shared() -> None:
+    """Threads take longer to meet than its steps take; on tiles larger ones are done sooner still."""
+    b = GraphBuilder("g", Stage.INTEGER)
+    small = b.graph([conv(b, b.input("x", (BATCH, 16, 9, 9), "u8", U8), 16, 3)])
+    for graph, isa, shared in ((small, "avx2", False), (network(), "avx2", True)):
+        found = assemble(lower(graph), LEVELS[isa], 2)
+        assert (found.control > 0) == shared and ("qcc_share" in found.callers) == shared
+    b = GraphBuilder("g", Stage.INTEGER)
+    middle = b.graph([conv(b, b.input("x", (BATCH, 32, 20, 20), "u8", U8), 32, 3)])
+    assert [assemble(lower(middle), LEVELS[isa], 2).control > 0 for isa in ("avx512vbmi", "amx")] == [True, False]

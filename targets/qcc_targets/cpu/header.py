@@ -19,8 +19,9 @@ void quantize_{type}(const float *x, {type}_t *codes, int64_t count, double inve
 
 
 _SHARE: Final = """\
-/* The same inference by several threads: each calls it with the same arguments, whenever it comes, and it
-   returns when all is done. control is {control} zeroed bytes for one inference, at a multiple of 64 bytes;
+/* The same inference by several threads, in libraries where that is worth it: each calls it with the same
+   arguments, whenever it comes, and it returns when all is done. control is {control} zeroed bytes for one
+   inference, at a multiple of 64 bytes;
    it must outlive every call that was given it, and nothing else is touched by a call that comes late. */
 void qcc_share({declared}, const void *constants, void *arena, void *control);
 """

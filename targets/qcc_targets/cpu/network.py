@@ -85,7 +85,7 @@ class Network:
 
 def assemble(lowered: Lowered, isa: Isa, threads: int = 1, padding: Padding = ROOMY) -> Network:
     """Select kernels, plan memory, and write the functions; ``threads`` may share one call. Raises TargetError."""
-    steps = [_Divided(step, pieces(step.site, threads), isa) for step in lowered.steps]
+    steps = [_Divided(step, pieces(step.site, threads, isa), isa) for step in lowered.steps]
     memory = plan(lowered, [step.whole for step in steps], padding)
     symbols = Symbols()
     blob, starts = joined([kernel.constants for step in steps for kernel in step.kernels], padding)
@@ -107,9 +107,10 @@ def assemble(lowered: Lowered, isa: Isa, threads: int = 1, padding: Padding = RO
         callers[PROFILE] = _network(lowered, memory, calls, _Stopwatch())
         if (peak := peak_function(isa)) is not None:
             callers[PEAK] = peak
-    if threads > 1:
+    shared = threads > 1 and any(len(together) > 1 for together in calls)
+    if shared:
         callers[SHARE] = _network(lowered, memory, calls, _Shared(isa.machine))
-    control = CONTROL_BYTES * len(calls) if threads > 1 else 0
+    control = CONTROL_BYTES * len(calls) if shared else 0
     return Network(symbols.functions, callers, blob, memory.size, control, report)
 
 

@@ -20,11 +20,15 @@ from qcc.ir.graph import Op
 from qcc.ir.layout import Widths
 from qcc_targets.cpu.cost import operations
 from qcc_targets.cpu.demand import WINDOWED
+from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import ALIGN, Site, View
 from qcc_targets.cpu.views import sliced
 
 _LEAST_OPERATIONS: Final = 3 << 20
 """Contractions below this take about as long as two threads take to meet."""
+
+_LEAST_ON_TILES: Final = 12 << 20
+"""The same on AMX tiles."""
 
 _LEAST_BYTES: Final = 64 << 10
 """The same for what only moves memory."""
@@ -48,11 +52,11 @@ class Piece:
     output: int
 
 
-def pieces(site: Site, parts: int) -> tuple[Piece, ...]:
-    """``site`` in up to ``parts`` pieces of about equal work for each width of weights, as far as dividing gains."""
+def pieces(site: Site, parts: int, isa: Isa) -> tuple[Piece, ...]:
+    """``site`` in up to ``parts`` pieces of about equal work for each width of weights, as far as that gains."""
     found: list[Site] = []
     for one in _by_width(site):
-        found += _divided(one, parts) if parts > 1 and _worthwhile(one) else [one]
+        found += _divided(one, parts) if parts > 1 and _worthwhile(one, isa) else [one]
     first = found[0]
     return tuple(_rebased(one, first) for one in found)
 
@@ -69,9 +73,10 @@ def _by_width(site: Site) -> list[Site]:
     return [_channels(site, axis, *edge) for edge in itertools.pairwise(edges)]
 
 
-def _worthwhile(site: Site) -> bool:
+def _worthwhile(site: Site, isa: Isa) -> bool:
     if site.op.kind in ("iconv2d", "idense"):
-        return operations(site) >= _LEAST_OPERATIONS
+        tiled = "amx" in isa and (site.op.kind == "idense" or site.op.int_attr("groups") == 1)
+        return operations(site) >= (_LEAST_ON_TILES if tiled else _LEAST_OPERATIONS)
     return site.output.size * site.output.itemsize >= _LEAST_BYTES
 
 

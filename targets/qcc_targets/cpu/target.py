@@ -95,19 +95,22 @@ class CpuTarget(Target):
         (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
         (out / PROGRAM).write_bytes(describe(graph, built, levels[0].machine, self.batch, self.threads).to_bytes())
         quantized = {v.type.numpy.name for v in bordered(graph)}
-        (out / HEADER).write_text(write_header(graph, self.batch, quantized, built[0].control))
+        (out / HEADER).write_text(write_header(graph, self.batch, quantized, max(b.control for b in built)))
         return sorted(out.iterdir())
 
     def tune(self, graph: Graph, table: Path, ctx: PassContext) -> Sequence[Tuned]:
         """See ``Target.tune``: measures the blockings of contractions, for those instruction sets that run here."""
         here = {level.name for level in available()}
         steps = lower(graph, self.batch).steps
-        sites = [piece.site for step in steps for piece in pieces(step.site, self.threads)]
         levels = [level for level in resolve_all(self.isa, self.mcpu) if level.name in here]
         if not levels:
             raise TargetError(f"this machine runs none of {', '.join(self.isa)}: tune on one that does")
         limits = Limits(self.seconds, self.memory_mib << 20)
-        return [tuned for level in levels for tuned in tune(sites, level, table, limits, ctx.progress)]
+        sites = {
+            level.name: [piece.site for step in steps for piece in pieces(step.site, self.threads, level)]
+            for level in levels
+        }
+        return [tuned for level in levels for tuned in tune(sites[level.name], level, table, limits, ctx.progress)]
 
     def _levels(self) -> tuple[Isa, ...]:
         levels = resolve_all(self.isa, self.mcpu)
