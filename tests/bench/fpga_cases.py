@@ -190,6 +190,8 @@ CASES: Final = (
         lambda n: n.conv(n.x(4, 4, 4), 4, weights=n.rng.choice([-64, -8, -1, 0, 1, 2, 16, 64], (4, 4, 3, 3))),
     ),
     Case("unread edge", lambda n: n.conv(n.x(4, 6, 6), 4, (1, 1), strides=(3, 3), pads=(0, 0, 0, 0))),
+    Case("one pixel", lambda n: n.conv(n.x(4, 1, 1), 4)),
+    Case("one row", lambda n: n.conv(n.x(2, 1, 5), 4, (3, 2), strides=(1, 2), pads=(1, 0, 1, 1))),
     Case("padded pool", lambda n: n.pool(n.x(4, 5, 5), (1, 1, 0, 0))),
     Case("narrow pool", lambda n: n.pool(n.x(3, 5, 4, quant=grid(1, 4)), (1, 0, 0, 0))),
     Case("residual", _residual),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fpga_cases import CASES, Case, together
+from fpga_cases import CASES, Case, Net, together
 
 from qcc.errors import TargetError
 from qcc.ir.bounds import Interval
@@ -223,3 +223,11 @@ def test_stages_are_described(tmp_path: Path) -> None:
     assert spec.cycles <= 500
     assert [s.op for s in spec.stages] == ["iconv2d"] * 3
     assert all(s.accumulator_bits is not None and s.accumulator_bits < 32 for s in spec.stages)
+
+
+def test_windows_that_read_only_padding_are_refused() -> None:
+    net = Net()
+    x = net.conv(net.x(2, 1, 4), 3, (1, 1), strides=(2, 1), pads=(1, 0, 0, 0))
+    network = streaming(net.builder.graph([x]))
+    with pytest.raises(TargetError, match="iconv2d %y: its windows read nothing but padding"):
+        write_files(network, target_cycles(network, 100), "net", 100)

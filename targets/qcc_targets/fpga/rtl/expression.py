@@ -100,8 +100,10 @@ def _conjuncts(expr: Any, unrolled: Mapping[str, int]) -> list[Affine]:
     kind = type(expr).__name__
     if kind == "And":
         return [*_conjuncts(expr.a, unrolled), *_conjuncts(expr.b, unrolled)]
-    if kind in ("LE", "LT", "GE", "GT"):
+    if kind in ("LE", "LT", "GE", "GT", "EQ"):
         a, b = affine(expr.a, unrolled), affine(expr.b, unrolled)
         difference = b.plus(a, -1) if kind in ("LE", "LT") else a.plus(b, -1)
+        if kind == "EQ":
+            return [difference, difference.times(-1)]
         return [difference.plus(Affine(-1, {})) if kind in ("LT", "GT") else difference]
     raise TargetError(f"a condition {kind} of a scheduled function has no hardware: {str(expr)[:80]}")

@@ -25,7 +25,7 @@ from qcc_targets.fpga.rtl.products import Ports, encode_powers, multiply_all, po
 from qcc_targets.fpga.rtl.tensorir import Affine, Store, enumerate_index, relevant, stores
 from qcc_targets.fpga.rtl.updates import adds, factors, increment, is_start
 from qcc_targets.fpga.rtl.window import plan_window
-from qcc_targets.fpga.stages import Contraction, Lookup, Reduce, Stream, Windowed
+from qcc_targets.fpga.stages import Contraction, Lookup, Pool, Reduce, Stream, Windowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ def stage_module(name: str, nest: Nest, ports: Ports | None = None) -> Module:
     results = [s for s in found if s.buffer == "y"]
     sums = [s for s in found if s.buffer == "acc"]
     starts, updates = [s for s in sums if is_start(s)], [s for s in sums if not is_start(s)]
+    if isinstance(nest.stage, (Contraction, Pool)) and not updates:
+        raise TargetError(f"{nest.stage.op} %{nest.stage.name}: its windows read nothing but padding; fold its result")
     writer = _Writer(name, nest, ports)
     if isinstance(nest.stage, Reduce):
         writer.reduction(starts, updates, results)
