@@ -4,16 +4,17 @@
     python tests/bench/latency.py [--batch 1,8] [--threads 1,2] [--amx on,off] [--weights warm,cold]
                                   [--rounds N] [--folder KEEP] [--json] [MODEL ...]
 
-Compiles each model for several instruction sets, then runs ``qcc bench`` on it. A ratio is the peer's
-median time divided by the artifact's, both measured in one interleaved run. ResNets have random weights.
-With a batch, ``singles`` is how many times as long the artifact for batch 1 takes for the same samples,
-measured right after. ``suite`` stands for ResNet-18, ResNet-50, MobileNetV2 and SqueezeNet.
+Compiles each model for several instruction sets, telling how long that took, then runs ``qcc bench`` on it.
+A ratio is the peer's median time divided by the artifact's, both measured in one interleaved run.
+ResNets have random weights. With a batch, ``singles`` is how many times as long the artifact for batch 1
+takes for the same samples, measured right after. ``suite`` stands for ResNet-18, ResNet-50, MobileNetV2 and SqueezeNet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from typing import Any, Final
 import numpy as np
 import resnets
 from zoo import data_folder, subject
+
+from qcc.commands.doctor import FEATURES, cpu_flags, cpu_model
 
 REAL: Final = ("kws_dscnn", "resnet20_cifar10", "mlperf_tiny_ic_resnet8", "squeezenet1_1", "mobilenet_v2_fc8")
 MODELS: Final = (*REAL, *resnets.DEPTHS)
@@ -134,10 +137,8 @@ def printed(row: dict[str, Any]) -> str:
 
 def machine() -> str:
     """The processor's model and what it can do."""
-    report = qcc("doctor")["system"]
-    return f"{report['processor']} ({platform.machine()}), {report['processors']} processors: " + " ".join(
-        report["features"]
-    )
+    features = [name for name in FEATURES if name in cpu_flags()]
+    return f"{cpu_model()} ({platform.machine()}), {os.cpu_count()} processors: {' '.join(features)}"
 
 
 def choices(text: str, known: Sequence[str] | None = None) -> list[str]:

@@ -35,7 +35,7 @@ def tools(machine: str) -> tuple[str, list[str]]:
     return compiler, runner
 
 
-@pytest.mark.parametrize("isa", ["native", "neon", "i8mm"])
+@pytest.mark.parametrize("isa", ["native", "neon", "dotprod", "i8mm"])
 def test_the_host_gives_the_reference_bits(isa: str, tmp_path: Path) -> None:
     compiler, runner = tools(resolve(isa).machine)
     fields = {
