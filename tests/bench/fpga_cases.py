@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.ir.build import GraphBuilder
-from qcc.ir.graph import Graph, Stage, Value
+from qcc.ir.graph import Graph, Value
+from qcc.ir.graph import Stage as IrStage
 from qcc.ir.types import BATCH, DTYPES, Dyadic, Quant
+from qcc_targets.fpga.folding import Folding, cycles, legal
+from qcc_targets.fpga.stages import Dataflow, Stage
 
 Array = NDArray[Any]
 
@@ -25,7 +28,7 @@ class Net:
     """A graph under construction."""
 
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
-    builder: GraphBuilder = field(default_factory=lambda: GraphBuilder("net", Stage.INTEGER))
+    builder: GraphBuilder = field(default_factory=lambda: GraphBuilder("net", IrStage.INTEGER))
 
     def x(self, *shape: int, quant: Quant | None = None) -> Value:
         quant = quant or grid()
@@ -227,3 +230,17 @@ def _codes(graph: Graph, samples: int, seed: int) -> dict[str, Array]:
         shape = (samples, *v.type.shape[1:])
         inputs[v.name] = rng.integers(quant.qmin, quant.qmax + 1, shape).astype(DTYPES[v.type.dtype])
     return inputs
+
+
+def target_cycles(network: Dataflow, most: int) -> dict[str, Folding]:
+    """For each stage the folding with the fewest multipliers whose frame takes at most ``most`` cycles.
+
+    Where none does, the fastest.
+    """
+
+    def cost(stage: Stage, folding: Folding) -> tuple[bool, int, int, int]:
+        needed = cycles(stage, folding)
+        late = needed > most
+        return late, needed if late else folding.pe * folding.simd, needed, folding.pe
+
+    return {s.name: min(legal(s), key=lambda f, s=s: cost(s, f)) for s in network.stages}  # type: ignore[misc]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from fpga_cases import CASES, Case
+from fpga_cases import CASES, Case, target_cycles
 from numpy.typing import NDArray
 
 from qcc.errors import TargetError
@@ -14,7 +14,7 @@ from qcc.ir.graph import Stage as IrStage
 from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.verify.interp import evaluate
 from qcc_targets.fpga.dataflow import streaming
-from qcc_targets.fpga.folding import Folding, frame_cycles, legal, target_cycles, units
+from qcc_targets.fpga.folding import Folding, frame_cycles, legal, units
 from qcc_targets.fpga.nests import build_nest
 from qcc_targets.fpga.stages import Concat, Contraction, Dataflow, Port
 

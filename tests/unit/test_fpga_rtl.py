@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fpga_cases import CASES, Case, Net, together
+from fpga_cases import CASES, Case, Net, target_cycles, together
 
 from qcc.errors import TargetError
 from qcc.ir.bounds import Interval
@@ -15,7 +15,7 @@ from qcc_targets.fpga import simulation
 from qcc_targets.fpga.buffers import fork_pixels, last_reads
 from qcc_targets.fpga.dataflow import streaming
 from qcc_targets.fpga.description import Description
-from qcc_targets.fpga.folding import Folding, frame_cycles, legal, target_cycles
+from qcc_targets.fpga.folding import Folding, frame_cycles, legal
 from qcc_targets.fpga.rtl.circuit import Circuit, Signal, literal
 from qcc_targets.fpga.rtl.products import Ports, multipliers, packing
 from qcc_targets.fpga.rtl.window import plan_window

@@ -102,17 +102,3 @@ def cycles(stage: Stage, folding: Folding) -> int:
 def frame_cycles(network: Dataflow, foldings: dict[str, Folding]) -> int:
     """Cycles between two frames of the whole network: those of its slowest stage; ``foldings`` by stage name."""
     return max(cycles(s, foldings[s.name]) for s in network.stages)
-
-
-def target_cycles(network: Dataflow, most: int) -> dict[str, Folding]:
-    """For each stage the folding with the fewest multipliers whose frame takes at most ``most`` cycles.
-
-    Where none does, the fastest.
-    """
-
-    def cost(stage: Stage, folding: Folding) -> tuple[bool, int, int, int]:
-        needed = cycles(stage, folding)
-        late = needed > most
-        return late, needed if late else folding.pe * folding.simd, needed, folding.pe
-
-    return {s.name: min(legal(s), key=lambda f, s=s: cost(s, f)) for s in network.stages}  # type: ignore[misc]

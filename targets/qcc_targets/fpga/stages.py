@@ -7,7 +7,6 @@ window still needs. All integers are exact: widths come from intervals that no i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -82,11 +81,6 @@ class Stage:
     def name(self) -> str:
         return self.output.name
 
-    @property
-    def parameters(self) -> Iterator[Array]:
-        """The constants that the stage keeps."""
-        return iter(())
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windowed(Stage):
@@ -126,15 +120,6 @@ class Contraction(Windowed):
     def weight_bits(self) -> int:
         """Two's complement width of the weights."""
         return Interval(int(self.weights.min()), int(self.weights.max())).bits
-
-    @property
-    def multiplications(self) -> int:
-        """Products of codes and weights a frame."""
-        return self.output.pixels * self.weights.size
-
-    @property
-    def parameters(self) -> Iterator[Array]:
-        yield from (a for a in (self.weights, self.requant.m, self.requant.c, self.requant.mr) if a is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -225,4 +225,4 @@ def _concat_module(name: str, stage: Concat, lanes: int, bits: int) -> Module:
         f"    else if (y_valid && y_ready) at <= at == {total - 1} ? 0 : at + 1'b1;",
     ]
     head = [f"// concat {stage.name}", f"module {name} (", ",\n".join(f"    {p}" for p in ports), ");"]
-    return Module(name, "\n".join([*head, *(f"    {line}" for line in lines), "endmodule", ""]), {}, 0)
+    return Module(name, "\n".join([*head, *(f"    {line}" for line in lines), "endmodule", ""]), {})

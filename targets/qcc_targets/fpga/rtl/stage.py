@@ -30,12 +30,11 @@ from qcc_targets.fpga.stages import Contraction, Lookup, Pool, Reduce, Stream, W
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """SystemVerilog of a stage; ``memories`` are files beside it, ``latency`` steps from an input to its output."""
+    """SystemVerilog of a stage; ``memories`` are files beside it."""
 
     name: str
     text: str
     memories: Mapping[str, str]
-    latency: int
 
 
 def stage_module(name: str, nest: Nest, ports: Ports | None = None) -> Module:
@@ -53,7 +52,7 @@ def stage_module(name: str, nest: Nest, ports: Ports | None = None) -> Module:
         writer.accumulation(starts, updates, results)
     else:
         writer.direct(results)
-    return Module(name, writer.text(), writer.files, writer.latency)
+    return Module(name, writer.text(), writer.files)
 
 
 @dataclass(slots=True)
@@ -63,8 +62,6 @@ class _Writer:
     ports: Ports | None
     files: dict[str, str] = field(default_factory=dict)
     circuit: Circuit = field(default_factory=Circuit)
-    latency: int = 0
-    _bits: int = 0
 
     # Shapes of modules
 
@@ -122,7 +119,6 @@ class _Writer:
                 text = f"share_at == {j} ? held{index.constant + j * side} : ({text})"
             return c.wire(text, bound, 0)
 
-        self.latency += time + 1
         outer = LoopNest(Circuit(), shared, "share")
         self._finish(results, "share", held, self._memories(outer, "share"), None)
 
@@ -289,7 +285,6 @@ class _Writer:
         parts = ", ".join(f"{bits}'({s.text})" for s in reversed(signals))
         c.lines.append(f"assign y_data = {{{parts}}};")
         c.lines.append(f"assign y_valid = {self._follow(step, time)};")
-        self.latency += time
 
     def _follow(self, text: str, time: int) -> str:
         """A bit, ``time`` steps later; none is set after a reset."""
