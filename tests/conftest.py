@@ -1,6 +1,8 @@
 """Shared fixtures: --update-golden, and the folder of real models where it is at hand."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,13 @@ def data_dir() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no real models: set QCC_DATA to a folder with models/ and eval/ (looked at {folder})")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a command run in this process does to the logger."""
+    logger = logging.getLogger("qcc")
+    handlers, level = logger.handlers, logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)

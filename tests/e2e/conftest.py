@@ -1,8 +1,7 @@
 """The command line called in this process, a tiny ONNX model, and data for it."""
 
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +30,8 @@ Qcc = Callable[..., Result]
 
 
 @pytest.fixture
-def run_qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Qcc]:
-    """``qcc ARGUMENTS`` as the console script would run it; logging is afterwards as it was."""
-    logger = logging.getLogger("qcc")
-    handlers, level = logger.handlers, logger.level
+def run_qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Qcc:
+    """``qcc ARGUMENTS`` as the console script would run it."""
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["qcc", *map(str, arguments)])
@@ -44,9 +41,7 @@ def run_qcc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         captured = capsys.readouterr()
         return Result(int(caught.value.code or 0), captured.out, captured.err)
 
-    yield run
-    logger.handlers = handlers
-    logger.setLevel(level)
+    return run
 
 
 def tiny_model() -> onnx.ModelProto:

@@ -248,7 +248,7 @@ def test_bench_without_amx(run_qcc: Qcc, compiled: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [
-        ("--against", "tflite", "--against takes onnxruntime, openvino; got 'tflite'"),
+        ("--against", "tflite", "--against takes onnxruntime, openvino, onnxruntime-gpu, torch; got 'tflite'"),
         ("--weights", "hot", "--weights takes warm, cold; got 'hot'"),
         ("--threads", "1,none", "--threads takes positive numbers separated by commas, got '1,none'"),
     ],

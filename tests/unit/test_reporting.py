@@ -121,7 +121,8 @@ def test_an_artifact_is_reported(tmp_path: Path) -> None:
     compile_model(make_config({**fields, "data": str(tmp_path / "data.npz"), "passes": passes}))
     data = collect(tmp_path / "small.qcc")
     rows = {row["layer"]: row for row in data["layers"]}
-    assert [rows[n]["bits"] for n in ("one", "three")] == [8, 8]
+    sizes = {"one": 54, "two": 81, "three": 27}
+    assert sum(rows[n]["bits"] * size for n, size in sizes.items()) <= 6.2 * sum(sizes.values())
     assert rows["two"]["bytes"] == -(-81 * rows["two"]["bits"] // 8)
     assert {"pairwise", "rounding"} <= set(rows["two"]["error"])
     assert data["weight_bytes"] == sum(row["bytes"] for row in rows.values())
