@@ -1,6 +1,6 @@
 """What regrouping channels buys at 4 bits: scales by tensor, by channel, by block, and bits by block of channels.
 
-    python tests/bench/channels.py run --out channels.jsonl [--draws 5] [--methods …] [MODEL ...]
+    python tests/bench/channels.py run [MODEL ...] --out channels.jsonl [--draws 5] [--methods …] [--weights 4]
     python tests/bench/channels.py table --out channels.jsonl
 
 The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement) has half a bit per
@@ -128,14 +128,14 @@ class Draw:
         Pipeline((*passes, make_pass("mixed-precision", options))).run(self.graph, self.ctx)
         return self.ctx.facts.get(BitPlan)
 
-    def result(self, method: str, activations: int) -> dict[str, Any]:
+    def result(self, method: str, weights: int, activations: int) -> dict[str, Any]:
         """Compile by ``method``, and judge."""
         self.ctx.facts.put(self.mixed if method in BY_LAYER else BitPlan({}, {}))
         between, options = recipe(method, self.budget)
         passes = [make_pass(name, given) for name, given in between]
         if activations < 8:
             passes.append(make_pass("widen-residuals", {"bits": 8}))
-        bits = {"weight_bits": 4, "activation_bits": activations}
+        bits = {"weight_bits": weights, "activation_bits": activations}
         passes += [make_pass("quantize", {**bits, **options})]
         passes += [make_pass(name) for name in ("round-weights", "bias-correct", "dyadic")]
         integer = Pipeline(tuple(passes)).run(self.graph, self.ctx)
@@ -161,23 +161,24 @@ class Draw:
 
 def run(chosen: argparse.Namespace) -> None:
     """Append what is missing, draw by draw."""
-    done = {(r["model"], r["draw"], r["activations"], r["method"]) for r in read(chosen.out)}
+    done = {(r["model"], r["draw"], r.get("weights", 4), r["activations"], r["method"]) for r in read(chosen.out)}
     for model in chosen.models or MODELS:
         for number in range(chosen.first, chosen.draws):
             cells = [(a, m) for a in chosen.activations for m in chosen.methods]
-            wanted = [cell for cell in cells if (model, number, *cell) not in done]
+            wanted = [cell for cell in cells if (model, number, chosen.weights, *cell) not in done]
             if not wanted:
                 continue
             draw = Draw.of(model, number, chosen.limit, chosen.cache)
             for activations, method in wanted:
                 start = time.monotonic()
-                row = draw.result(method, activations)
-                line = {"model": model, "draw": number, "activations": activations, "method": method, **row}
+                row = draw.result(method, chosen.weights, activations)
+                kind = {"model": model, "draw": number, "weights": chosen.weights, "activations": activations}
+                line = {**kind, "method": method, **row}
                 with chosen.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 shown = {k: round(v, 4) for k, v in row.items()}
                 clock = f"{time.strftime('%H:%M:%S')} {time.monotonic() - start:.0f} s"
-                print(clock, model, f"draw {number}, W4A{activations}, {method}:", shown, flush=True)
+                print(clock, model, f"draw {number}, W{chosen.weights}A{activations}, {method}:", shown, flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -190,12 +191,16 @@ def table(chosen: argparse.Namespace) -> None:
     print("| model | bits | method | SQNR dB | gain | KL nats | top-1 % | bytes | bits per weight | draws |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     rows = read(chosen.out)
-    for model, activations in dict.fromkeys((r["model"], r["activations"]) for r in rows):
-        mine = [r for r in rows if (r["model"], r["activations"]) == (model, activations)]
+
+    def kind(r: Mapping[str, Any]) -> tuple[str, int, int]:
+        return r["model"], r.get("weights", 4), r["activations"]
+
+    for model, weights, activations in dict.fromkeys(map(kind, rows)):
+        mine = [r for r in rows if kind(r) == (model, weights, activations)]
         base = {r["draw"]: r["sqnr"] for r in mine if r["method"] == "channel"}
         for method in METHODS:
             if some := [r for r in mine if r["method"] == method]:
-                print("|", " | ".join((model, f"W4A{activations}", method, *_cells(some, base))), "|")
+                print("|", " | ".join((model, f"W{weights}A{activations}", method, *_cells(some, base))), "|")
 
 
 def _cells(some: Sequence[Mapping[str, Any]], base: Mapping[int, float]) -> Iterator[str]:
@@ -220,6 +225,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0, help="first draw")
     parser.add_argument("--draws", type=int, default=5, help="end of the draws")
+    parser.add_argument(
+        "--weights", type=int, default=4, help="bits; of others than 4 only scales by tensor or channel"
+    )
     parser.add_argument("--activations", type=lambda text: [int(b) for b in text.split(",")], default=[8, 4])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
