@@ -41,15 +41,9 @@ from qcc_passes.rearrange_channels import ChannelOrders, RearrangeChannels
 from qcc_passes.round_weights import RoundWeights
 from qcc_passes.rounding import damped, output_error
 from qcc_targets.c.target import CTarget
-from qcc_targets.cpu.compiler import Compiler
-from qcc_targets.cpu.isa import LEVELS, available
-from qcc_targets.cpu.lowering import lower
-from qcc_targets.cpu.network import assemble
 from qcc_targets.cpu.target import CpuTarget
-from qcc_targets.cpu.trial import compile_and_run
 
 Array = NDArray[Any]
-COMPILER = Compiler()
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 2))
 
 
@@ -297,67 +291,6 @@ def test_widths_move_with_their_channels() -> None:
     assert moved is not None
     assert isinstance(moved.layout, Widths)
     assert moved.layout.runs == ((4, 8), (16, 4), (20, 8))  # the reader has two groups of 20 channels
-
-
-def mixed_layers(runs: tuple[tuple[int, int], ...]) -> Graph:
-    """A convolution with a residual, a strided one and a dense layer, whose channels have the widths ``runs``."""
-    b, rng = GraphBuilder("mixed", Stage.INTEGER), np.random.default_rng(2)
-    widths = Widths(0, runs)
-    count, bits = widths.size, max(b for _, b in runs)
-    unit = Quant(8, False, (Dyadic(1, 4),), 3)
-
-    def layer(kind: str, x: Value, *shape: int, residual: Value | None = None, **attrs: Any) -> Value:
-        limit = np.left_shift(1, widths.along(len(shape) + 1) - 1)
-        codes = np.floor(rng.uniform(-limit, limit, (count, *shape))).astype(np.int8)
-        w = b.constant(codes, "w", quant=Quant(bits, True, (Dyadic(1, 7),) * count, axis=0, layout=widths))
-        gain = 40 * 2**32 / (75 * limit.reshape(-1) * np.prod(shape) ** 0.5)
-        m, c = b.constant(gain.astype(np.int32), "m"), b.constant(rng.integers(20 << 32, 200 << 32, count), "c")
-        extra = [] if residual is None else [residual, b.constant(np.full(count, 1 << 28, np.int32), "mr")]
-        return b.op(kind, [x, w, m, c, *extra], quant=unit, shift=32, qmin=0, qmax=255, **attrs)
-
-    window: dict[str, Any] = {"pads": (1, 1, 1, 1), "dilations": (1, 1), "groups": 1}
-    image, rows = b.input("image", (BATCH, count, 7, 6), "u8", unit), b.input("rows", (BATCH, 70), "u8", unit)
-    first = layer("iconv2d", image, count, 3, 3, residual=image, strides=(1, 1), **window)
-    second = layer("iconv2d", first, count, 3, 3, strides=(2, 2), **window)
-    return b.graph([first, second, layer("idense", rows, 70)])
-
-
-RUNS = (((16, 2), (32, 4), (16, 8)), ((5, 3), (7, 5), (3, 4)))
-
-
-@pytest.mark.parametrize("runs", RUNS)
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512vnni", "amx"])
-def test_kernels_unpack_one_width_each(runs: tuple[tuple[int, int], ...], isa: str) -> None:
-    if LEVELS[isa] not in available():
-        pytest.skip(f"this processor has no {isa}")
-    graph = mixed_layers(runs)
-    rng = np.random.default_rng(0)
-    inputs = {v.name: rng.integers(0, 256, (2, *v.type.shape[1:])).astype(np.uint8) for v in graph.inputs}
-    wanted = evaluate(graph, inputs)
-    got = compile_and_run(graph, inputs, isa, compiler=COMPILER)
-    for name, codes in wanted.items():
-        assert len(np.unique(codes)) > 20
-        assert np.array_equal(got[name], codes), name
-
-
-def test_constants_have_the_size_of_their_widths() -> None:
-    runs = RUNS[0]
-    count = sum(n for n, _ in runs)
-    mixed, plain = (mixed_layers(r) for r in (runs, ((count, 8),)))
-    wide, narrow = (len(assemble(lower(g), LEVELS["amx"]).constants) for g in (plain, mixed))
-    weights = [constants(mixed)[o.operands[1].name] for o in mixed.ops if o.kind in ("iconv2d", "idense")]
-    saved = sum(w[:n].size - packed_size(w[:n].size, b) for w in weights for n, b in runs)
-    assert wide - narrow > 0.95 * saved
-
-
-def test_c_constants_have_the_size_of_their_widths(tmp_path: Path) -> None:
-    graph = mixed_layers(RUNS[1])
-    rng = np.random.default_rng(0)
-    inputs = {v.name: rng.integers(0, 256, (2, *v.type.shape[1:])).astype(np.uint8) for v in graph.inputs}
-    wanted = evaluate(graph, inputs)
-    with trial_session(graph, CTarget(optimize="size")) as session:
-        got = session.run(inputs, raw=True)
-    assert all(np.array_equal(got[name], codes) for name, codes in wanted.items())
 
 
 def chain(sizes: Array) -> Graph:

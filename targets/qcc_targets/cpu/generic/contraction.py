@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx.script import builder as T  # noqa: N812 - TVM's own convention
 
-from qcc.ir.packing import packed_size
 from qcc_targets.cpu.generic.epilogue import Epilogue, wide
 from qcc_targets.cpu.generic.nest import Index, Nest, lanes_for, local, loops, nest, overlays, powers_of_two, vector
-from qcc_targets.cpu.generic.packed import Unpacking, narrow_bits, pack_panels
+from qcc_targets.cpu.generic.packed import Unpacking, narrow, pack_panels
 from qcc_targets.cpu.isa import Isa
 from qcc_targets.cpu.kernel import Kernel, Pointers, Site, buffer, pack, primitive
 
@@ -85,9 +84,9 @@ def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label
     plan = nest(geometry.pixels, [geometry.x, geometry.r, geometry.y])
     blocks, columns = blocking(isa, geometry.outputs, plan.dims[-1])
     residual = len(site.op.operands) > 4
-    bits = narrow_bits(site, isa)
+    form = narrow(site, isa)
     panels = _panels(weights, geometry.groups, blocks)
-    packed = np.concatenate(panels) if bits is None else pack_panels(panels, bits)
+    packed = np.concatenate([p for p, _ in panels]) if form is None else pack_panels(panels, form)
     arrays = [packed, *_vectors(site, weights)]
     blob, starts = pack(*arrays)
     inplace = (1,) if residual and overlays(site.view(4), site.output) else ()
@@ -106,8 +105,8 @@ def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label
             r = site.view(4)
             tensors["r"] = buffer(pointers.inputs[1], r.tvm_dtype, r.alignment)
         unpack = None
-        if bits is not None:
-            unpack = Unpacking(bits, constants["w"], buffer(pointers.scratch, "int8"))
+        if form is not None:
+            unpack = Unpacking(form, constants["w"], buffer(pointers.scratch, "int8"))
             constants["w"] = unpack.target
         emitter = _Emitter(site, geometry, plan, columns, constants | tensors, unpack, isa)
         with T.serial(0, geometry.groups) as group:
@@ -117,18 +116,18 @@ def build(site: Site, isa: Isa, geometry: Geometry, weights: NDArray[Any], label
                 first = first + emitter.panel_bytes(block) * block.count
 
     func = primitive(site.inputs, site.output, body, noalias=not inplace)
-    scratch = 0 if bits is None else max(block.outputs for block in blocks) * prod(geometry.taps)
+    scratch = 0 if form is None else max(block.outputs for block in blocks) * prod(geometry.taps)
     return Kernel(f"{label}.generic", func, blob, scratch, inplace)
 
 
-def _panels(weights: NDArray[Any], groups: int, blocks: tuple[Block, ...]) -> list[NDArray[Any]]:
-    """Weights in reading order, by block, in the narrowest type that holds them."""
+def _panels(weights: NDArray[Any], groups: int, blocks: tuple[Block, ...]) -> list[tuple[NDArray[Any], int]]:
+    """Weights in reading order, by block, in the narrowest type that holds them, and the outputs of each block."""
     dtype = np.int8 if weights.min() >= -128 and weights.max() <= 127 else np.int16
-    panels: list[NDArray[Any]] = []
+    panels: list[tuple[NDArray[Any], int]] = []
     for rows in np.split(weights.astype(dtype), groups):
         for block in blocks:
             part = rows[block.start : block.start + block.count * block.outputs]
-            panels.extend(p.T.ravel() for p in part.reshape(block.count, block.outputs, -1))
+            panels.extend((p.T.ravel(), block.outputs) for p in part.reshape(block.count, block.outputs, -1))
     return panels
 
 
@@ -166,8 +165,8 @@ class _Emitter:
 
     def panel_bytes(self, block: Block) -> int:
         """What the weights of one block of channels take (elements, where they are not packed)."""
-        count = block.outputs * prod(self.geometry.taps)
-        return count if self.unpack is None else packed_size(count, self.unpack.bits)
+        taps = prod(self.geometry.taps)
+        return taps * block.outputs if self.unpack is None else self.unpack.form.size(taps, block.outputs)
 
     def block(self, group: Any, block: Block, first: Any) -> None:
         """All pixels of ``block.count`` blocks of channels, whose weights begin at ``first``."""
@@ -175,7 +174,7 @@ class _Emitter:
         def panel(number: Index) -> None:
             start = first + number[0] * self.panel_bytes(block)
             if self.unpack is not None:
-                self.unpack(start, block.outputs * prod(self.geometry.taps))
+                self.unpack(start, prod(self.geometry.taps), block.outputs)
                 start = 0
             channel = group * self.geometry.outputs + (block.start + number[0] * block.outputs)
             self._pixels(_Panel(block, start, channel, group * self.geometry.group_step))
