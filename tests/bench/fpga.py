@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(PASSES), choices=list(PASSES))
     parser.add_argument("--images", type=int)
     parser.add_argument("--cycles", type=int)
-    parser.add_argument("--part", default="xczu3eg")
+    parser.add_argument("--part", default="xcku5p")
     parser.add_argument("--count", type=Path, metavar="FOLDER")
     chosen = parser.parse_args()
     device = load_device(chosen.part)
