@@ -10,6 +10,7 @@ from fpga_cases import CASES, Case, Net, target_cycles, together
 from qcc.errors import TargetError
 from qcc.ir.bounds import Interval
 from qcc.passmgr.context import PassContext
+from qcc.trial import try_target
 from qcc.verify.interp import evaluate
 from qcc_targets.fpga import simulation
 from qcc_targets.fpga.buffers import fork_pixels, last_reads
@@ -231,3 +232,9 @@ def test_windows_that_read_only_padding_are_refused() -> None:
     network = streaming(net.builder.graph([x]))
     with pytest.raises(TargetError, match="iconv2d %y: its windows read nothing but padding"):
         write_files(network, target_cycles(network, 100), "net", 100)
+
+
+@pytest.mark.usefixtures("needs_verilator")
+def test_the_doctors_layer_runs() -> None:
+    """Its last products that share a multiplier are narrower than their fields."""
+    try_target(FpgaTarget())

@@ -104,6 +104,8 @@ def _packed(circuit: Circuit, code: Signal, weights: Sequence[Signal], plan: Pac
     products = []
     for i in range(len(weights) - 1):
         stride, codes = plan.stride, code.codes * weights[i].codes
+        if total.bits <= stride:  # Nothing large is left above: let the sign fill the field.
+            total = circuit.wire(total.text, Interval(-(1 << stride), (1 << stride) - 1), total.time)
         if plan.stride == plan.bits:
             text = f"$signed({total.text}[{stride - 1}:0])"
         else:
