@@ -66,7 +66,7 @@ def compiled(name: str, samples: int, folder: Path) -> tuple[Path, dict[str, NDA
 
 def executions(graph: Graph, codes: Arrays, fpga: bool, gpu: int | None) -> Iterator[tuple[str, Callable[[], Arrays]]]:
     """Every execution by name."""
-    yield "numpy reference", lambda: _in_steps(graph, codes, lambda part: evaluate(graph, part))
+    yield "numpy reference", lambda: in_steps(graph, codes, lambda part: evaluate(graph, part))
     yield "onnxruntime, integer graph", lambda: _onnxruntime(graph, codes)
     yield "cpu", lambda: _on_target(graph, codes, "cpu", {})
     yield "c", lambda: _on_target(graph, codes, "c", {})
@@ -84,14 +84,14 @@ def _onnxruntime(graph: Graph, codes: Arrays) -> Arrays:
         results = model.run({name: part[legal(name)] for name in model.inputs})
         return {legal(name): array for name, array in results.items()}
 
-    return _in_steps(graph, codes, run)
+    return in_steps(graph, codes, run)
 
 
-def _in_steps(graph: Graph, codes: Arrays, run: Callable[[Arrays], Arrays]) -> Arrays:
+def in_steps(graph: Graph, codes: Arrays, run: Callable[[Arrays], Arrays]) -> dict[str, NDArray[Any]]:
     """``run`` on all samples; a graph of a fixed leading size takes as many at once."""
     size = graph.inputs[0].type.shape[0]
     if size == BATCH:
-        return run(codes)
+        return dict(run(codes))
     starts = range(0, len(codes[graph.inputs[0].name]), size)
     parts = [run({name: a[start : start + size] for name, a in codes.items()}) for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -14,14 +14,16 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import resnets
 from aarch64 import missing, run_emulated
+from everywhere import in_steps
 from latency import QUICK
 from numpy.typing import NDArray
 from zoo import SUBJECTS, subject
@@ -83,13 +85,14 @@ def judged(name: str, folder: Path, levels: list[str], samples: int, emulated: i
     graph = read_graph(artifact.files)
     (spec,) = artifact.manifest.inputs
     codes = quantize_input(spec, reals)
-    expected = evaluate(graph, {source: codes})
+    expected = in_steps(graph, {source: codes}, lambda part: evaluate(graph, part))
     for level in levels:
         start = time.perf_counter()
         if level in native:
-            got: Mapping[str, NDArray[Any]] = load(folder / f"{name}.qcc", isa=level).run({source: reals}, raw=True)
+            got = load(folder / f"{name}.qcc", isa=level).run({source: reals}, raw=True)
         else:
-            got = run_emulated(graph, LEVELS[level], {source: codes[:emulated]})
+            some = {source: codes[: max(emulated, graph.inputs[0].type.shape[0])]}
+            got = in_steps(graph, some, partial(run_emulated, graph, LEVELS[level]))
         seconds, count = time.perf_counter() - start, len(next(iter(got.values())))
         differ = sum(int((got[k] != expected[k][:count]).sum()) for k in expected)
         yield Row(name, level, count, sum(array.size for array in got.values()), differ, seconds)
