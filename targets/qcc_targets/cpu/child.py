@@ -8,13 +8,16 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from qcc.errors import TargetError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,22 @@ class Child:
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self._process, signal.SIGKILL)
+
+
+def run_shares(work: Callable[[Sequence[T]], None], jobs: Sequence[T], limits: Limits, folder: Path) -> None:
+    """``work`` on all ``jobs``, shared among as many children at once as ``limits`` allows; logs lie in ``folder``.
+
+    Raises TargetError when one of them fails, crashes or exceeds its limits.
+    """
+    count = min(limits.processes, len(jobs))
+    shares = [partial(work, jobs[first::count]) for first in range(count)]
+    children = [Child(share, limits, folder / f"{n}.log") for n, share in enumerate(shares)]
+    try:
+        for failure in filter(None, (child.failure() for child in children)):
+            raise TargetError(failure)
+    finally:
+        for child in children:
+            child.stop()
 
 
 def _live(work: Callable[[], None], limits: Limits, log: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,7 @@ import tvm
 from tvm import tirx
 
 from qcc.errors import TargetError
-from qcc_targets.cpu.child import Child, Limits
+from qcc_targets.cpu.child import Limits, run_shares
 from qcc_targets.cpu.codegen import compile_object
 from qcc_targets.cpu.isa import Isa
 
@@ -66,15 +65,7 @@ class Compiler:
         with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
             folder = Path(scratch)
             jobs = [_Job(part, isa, folder / f"{n}.o") for n, part in enumerate(parts)]
-            count = min(self.limits.processes, len(jobs))
-            shares = [partial(_compile, jobs[first::count]) for first in range(count)]
-            children = [Child(work, self.limits, folder / f"{n}.log") for n, work in enumerate(shares)]
-            try:
-                for failure in filter(None, (child.failure() for child in children)):
-                    raise TargetError(failure)
-            finally:
-                for child in children:
-                    child.stop()
+            run_shares(_compile, jobs, self.limits, folder)
             _link(linker, [job.path for job in jobs], exported, folder, path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qcc.errors import TargetError
-from qcc_targets.cpu.child import Child, Limits
+from qcc_targets.cpu.child import Limits, run_shares
 
 _LIBRARIES: Final = ("libnvrtc.so.12", "libnvrtc.so.13")
 _WHEEL: Final = "nvidia.cuda_nvrtc"
@@ -25,16 +25,8 @@ def compile_images(source: str, images: Sequence[tuple[str, Path]], limits: Limi
     the source, crashes or exceeds its limits.
     """
     find_nvrtc()
-    count = min(limits.processes, len(images))
     with tempfile.TemporaryDirectory(prefix="qcc-") as scratch:
-        shares = [partial(_compile_all, source, images[first::count]) for first in range(count)]
-        children = [Child(work, limits, Path(scratch) / f"{n}.log") for n, work in enumerate(shares)]
-        try:
-            for failure in filter(None, (child.failure() for child in children)):
-                raise TargetError(failure)
-        finally:
-            for child in children:
-                child.stop()
+        run_shares(partial(_compile_all, source), images, limits, Path(scratch))
 
 
 def find_nvrtc() -> ctypes.CDLL:

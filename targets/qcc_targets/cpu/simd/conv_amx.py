@@ -28,6 +28,7 @@ from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Constants, Epilogue
 from qcc_targets.cpu.simd.flat import FlatBlock, Place
 from qcc_targets.cpu.simd.lowbit_tiles import TilePanel
+from qcc_targets.cpu.simd.operands import open_tensors
 
 Steps = list[Callable[[], None]]
 
@@ -94,15 +95,8 @@ class _Template:
         unpacked = halves + (split.size if split else 0)
 
         def body(pointers: Pointers) -> None:
-            views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
-            addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
-            x, *others = (emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True))
-            if split is not None:
-                planes = emit.memory(pointers.scratch, "uint8", offset=halves)
-                split.emit(self.isa, x, planes)
-                x = planes
             operands = _Operands(
-                (x, *others),
+                open_tensors(site, self.isa, self.work, pointers, halves),
                 emit.memory(pointers.constants, "uint8", offset=starts[0]),
                 emit.memory(pointers.scratch, "int8", offset=unpacked)
                 if panel

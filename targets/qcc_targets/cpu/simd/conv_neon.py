@@ -21,7 +21,8 @@ from qcc_targets.cpu.simd.contraction import Contraction, channel_blocks, pack_w
 from qcc_targets.cpu.simd.dot_neon import NeonDot
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue_neon import LANES, NeonEpilogue
-from qcc_targets.cpu.simd.flat import FlatBlock, Place
+from qcc_targets.cpu.simd.flat import FlatBlock
+from qcc_targets.cpu.simd.operands import finish_block, open_tensors
 
 
 def build(site: Site, isa: Isa, work: Contraction, blocking: NeonBlocking) -> Kernel:
@@ -81,16 +82,10 @@ class _Template:
         scratch = -(-split.size // ALIGN) * ALIGN if split else 0
 
         def body(pointers: Pointers) -> None:
-            views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
-            addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
-            x, *others = (emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True))
-            if split is not None:
-                planes = emit.memory(pointers.scratch, "uint8")
-                split.emit(self.isa, x, planes)
-                x = planes
+            tensors = open_tensors(site, self.isa, self.work, pointers)
             dtypes = ("int8", "int64", "int32", "int32")
             constants = [emit.memory(pointers.constants, d, offset=a) for d, a in zip(dtypes, at, strict=True)]
-            self._blocks(_Operands((x, *others), *constants))
+            self._blocks(_Operands(tensors, *constants))
 
         func = primitive(site.inputs, site.output, body, plain=True)
         return Kernel(f"{site.op.kind[1:]}.{self.isa.name}[{self.blocking}]", func, blob, scratch)
@@ -108,7 +103,8 @@ class _Template:
         with emit.loop(outer) as first, emit.loop(inner) as second:
             tile, column = (second, first) if b.positions_inside else (first, second)
             base = emit.bind(b.tiles.base(0, tile) + self.work.starts[0])
-            self._finish(operands, self._in_order(self._accumulate(operands, base, column)), tile, column)
+            acc = self._in_order(self._accumulate(operands, base, column))
+            finish_block(self.work, b, self.block, operands, acc, tile, column)
 
     def _accumulate(self, operands: _Operands, base: Expr, column: Expr) -> list[Expr]:
         """The accumulators of a block: [inputs * records], as the products leave them."""
@@ -185,20 +181,3 @@ class _Template:
             order = [2 * (row % 2) + at for at in (0, 1, 4, 5)]
             for pair in zip(line[0::2], line[1::2], strict=True):
                 yield emit.shuffle(pair, order)
-
-    def _finish(self, operands: _Operands, acc: list[Expr], tile: Expr, column: Expr) -> None:
-        b, block = self.blocking, self.block
-        channel = emit.least(column * b.channels, max(self.work.outputs - b.channels, 0))
-        constants = block.load_constants(operands.constants, column)
-
-        def place(tensor: int) -> Place:
-            base = emit.bind(b.tiles.base(tensor, tile) + self.work.starts[tensor] + channel)
-            return lambda position: (0, base, b.tiles.offset(tensor, position))
-
-        target = (operands.tensors[1], place(1))
-        residual = (operands.tensors[2], place(2)) if self.work.residual else None
-        if self.work.split is not None:
-            begins, half = block.load_begins(operands.begins, column), len(acc) // 2
-            acc = [block.epilogue.joined((acc[v], acc[v + half]), begins[v % block.period]) for v in range(half)]
-        for group in range(block.groups):
-            block.group(group, lambda v: block.epilogue.halves(acc[v]), constants, target, residual)

@@ -20,9 +20,10 @@ from qcc_targets.cpu.simd.contraction import Contraction, channel_blocks, pack_w
 from qcc_targets.cpu.simd.dot import Dot
 from qcc_targets.cpu.simd.emit import Expr, Memory
 from qcc_targets.cpu.simd.epilogue import Epilogue
-from qcc_targets.cpu.simd.flat import FlatBlock, Place
+from qcc_targets.cpu.simd.flat import FlatBlock
 from qcc_targets.cpu.simd.lowbit import UNPACKED_TILES
 from qcc_targets.cpu.simd.lowbit_panel import Panel
+from qcc_targets.cpu.simd.operands import finish_block, open_tensors
 
 STEP = 4
 """Bytes of depth per product."""
@@ -150,15 +151,8 @@ class _Template:
         scratch = self.panel.size * self.vectors * self.run_records * len(self.work.runs) if self.unpacks else 0
 
         def body(pointers: Pointers) -> None:
-            views = (site.view(0), site.output, *([site.view(4)] if self.work.residual else []))
-            addresses = (pointers.inputs[0], pointers.output, *pointers.inputs[1:])
-            x, *others = (emit.memory(p, v.tvm_dtype, v.alignment) for p, v in zip(addresses, views, strict=True))
-            if split is not None:
-                planes = emit.memory(pointers.scratch, "uint8")
-                split.emit(self.isa, x, planes)
-                x = planes
             operands = _Operands(
-                (x, *others),
+                open_tensors(site, self.isa, self.work, pointers),
                 emit.memory(pointers.scratch, self.panel.dtype, offset=unpacked)
                 if self.unpacks
                 else emit.memory(pointers.constants, self.panel.dtype, offset=at[0]),
@@ -195,7 +189,7 @@ class _Template:
                     acc = self._step(operands, acc, first, panel + number * records, step, following)
         else:
             acc = self._looped(operands, acc, base, panel, following)
-        self._finish(operands, acc, tile, column)
+        finish_block(self.work, self.blocking, self.block, operands, acc, tile, column)
 
     def _following(self, panel: Expr, tile: Expr) -> Expr:
         """The cache line of the weights from which on tile ``tile`` asks for its share in the panel behind ``panel``.
@@ -257,20 +251,3 @@ class _Template:
             known = acc[number * self.vectors : (number + 1) * self.vectors]
             result += [self.dot.add(value, a, w) for value, w in zip(known, weights, strict=True)]
         return result
-
-    def _finish(self, operands: _Operands, acc: list[Expr], tile: Expr, column: Expr) -> None:
-        b, block = self.blocking, self.block
-        channel = emit.least(column * b.channels, max(self.work.outputs - b.channels, 0))
-        constants = block.load_constants(operands.constants, column)
-
-        def place(tensor: int) -> Place:
-            base = emit.bind(b.tiles.base(tensor, tile) + self.work.starts[tensor] + channel)
-            return lambda position: (0, base, b.tiles.offset(tensor, position))
-
-        target = (operands.tensors[1], place(1))
-        residual = (operands.tensors[2], place(2)) if self.work.residual else None
-        if self.work.split is not None:
-            begins, half = block.load_begins(operands.begins, column), len(acc) // 2
-            acc = [block.epilogue.joined((acc[v], acc[v + half]), begins[v % block.period]) for v in range(half)]
-        for group in range(block.groups):
-            block.group(group, lambda v: block.epilogue.halves(acc[v]), constants, target, residual)
