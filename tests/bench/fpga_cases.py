@@ -131,6 +131,14 @@ def _projected(net: Net) -> Value:
     return net.conv(y, 6, residual=short)
 
 
+def _late(net: Net) -> Value:
+    """A short cut that takes longer than what it is added to."""
+    x = net.x(4, 4, 4)
+    short = net.conv(x, 8)
+    y = net.conv(x, 8, (1, 1), pads=(0, 0, 0, 0))
+    return net.conv(y, 8, (1, 1), pads=(0, 0, 0, 0), residual=short)
+
+
 def _sliced(net: Net) -> Value:
     """A short cut without parameters: every second pixel, and more channels."""
     b, x = net.builder, net.conv(net.x(2, 6, 6), 4)
@@ -199,6 +207,7 @@ CASES: Final = (
     Case("narrow pool", lambda n: n.pool(n.x(3, 5, 4, quant=grid(1, 4)), (1, 0, 0, 0))),
     Case("residual", _residual),
     Case("projected", _projected),
+    Case("late short cut", _late),
     Case("sliced", _sliced),
     Case("concat", _inception),
     Case("chain", _chain),

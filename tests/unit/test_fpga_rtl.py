@@ -71,6 +71,19 @@ def test_cycles_are_those_predicted() -> None:
 
 
 @pytest.mark.usefixtures("needs_verilator")
+def test_sums_wait_for_a_late_short_cut() -> None:
+    """What waits at the output of the sum, too, leaves it once only."""
+    graph, inputs = case("late short cut").build(4)
+    expected = evaluate(graph, inputs)
+    network = streaming(graph)
+    foldings = {s.name: legal(s)[0 if i == 0 else -1] for i, s in enumerate(network.stages)}
+    simulated = Simulation(write_files(network, foldings, "net", 100))
+    for pauses in (Pauses(), Pauses(100, 30, seed=2)):
+        got = simulated.run(inputs, pauses).outputs
+        assert all(np.array_equal(got[k], expected[k]) for k in expected), pauses
+
+
+@pytest.mark.usefixtures("needs_verilator")
 def test_a_network_that_hangs_is_reported_and_its_log_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, inputs = case("pointwise").build(1)
     network = streaming(graph)

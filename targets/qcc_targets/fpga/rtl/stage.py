@@ -106,9 +106,13 @@ class _Writer:
             c.clocked += [f"if ({valid}) acc{i} <= next{i};", f"if (load) held{i} <= next{i};"]
         self._shares(shares)
         residual = len(stage.inputs) > 1
-        c.net("en", f"(!y_valid || y_ready){' && !(busy && !x1_valid)' if residual else ''}")
         if residual:
+            # All of the stage stands still meanwhile, the word at its output too: the sink may take it only once.
+            c.net("starved", "busy && !x1_valid")
+            c.net("en", "(!y_valid || y_ready) && !starved")
             c.lines.append("assign x1_ready = en && busy;")
+        else:
+            c.net("en", "!y_valid || y_ready")
         side = len(totals) // shares
 
         def held(buffer: str, index: Affine) -> Signal:
@@ -120,7 +124,7 @@ class _Writer:
             return c.wire(text, bound, 0)
 
         outer = LoopNest(Circuit(), shared, "share")
-        self._finish(results, "share", held, self._memories(outer, "share"), None)
+        self._finish(results, "share", held, self._memories(outer, "share"), None, waits=residual)
 
     def reduction(self, starts: Sequence[Store], updates: Sequence[Store], results: Sequence[Store]) -> None:
         """Every pixel is added to the sums of its channels as it comes; behind the last one, the sums go out."""
@@ -271,9 +275,16 @@ class _Writer:
         return self.circuit.wire(text, stream.codes, time)
 
     def _finish(
-        self, results: Sequence[Store], step: str, read: Load, memories: Memories, steps: LoopNest | None
+        self,
+        results: Sequence[Store],
+        step: str,
+        read: Load,
+        memories: Memories,
+        steps: LoopNest | None,
+        *,
+        waits: bool = False,
     ) -> None:
-        """The output word: all results of a step, registered once more."""
+        """The output word: all results of a step, registered once more; not offered while ``starved``, if it waits."""
         c, bits = self.circuit, self.nest.stage.output.bits
         loops = memories.loops
         table = _Tables(self, step, loops)
@@ -284,7 +295,8 @@ class _Writer:
         memories.finish()
         parts = ", ".join(f"{bits}'({s.text})" for s in reversed(signals))
         c.lines.append(f"assign y_data = {{{parts}}};")
-        c.lines.append(f"assign y_valid = {self._follow(step, time)};")
+        ready = self._follow(step, time)
+        c.lines.append(f"assign y_valid = {ready}{' && !starved' if waits else ''};")
 
     def _follow(self, text: str, time: int) -> str:
         """A bit, ``time`` steps later; none is set after a reset."""
