@@ -132,11 +132,10 @@ def _projected(net: Net) -> Value:
 
 
 def _late(net: Net) -> Value:
-    """A short cut that takes longer than what it is added to."""
-    x = net.x(4, 4, 4)
-    short = net.conv(x, 8)
-    y = net.conv(x, 8, (1, 1), pads=(0, 0, 0, 0))
-    return net.conv(y, 8, (1, 1), pads=(0, 0, 0, 0), residual=short)
+    """A short cut of its own layer, which may take longer than what it is added to."""
+    x = net.x(8, 4, 4)
+    short, y = (net.conv(x, 8, (1, 1), pads=(0, 0, 0, 0)) for _ in range(2))
+    return net.conv(y, 8, residual=short)
 
 
 def _sliced(net: Net) -> Value:

@@ -84,6 +84,17 @@ def test_sums_wait_for_a_late_short_cut() -> None:
 
 
 @pytest.mark.usefixtures("needs_verilator")
+def test_sums_that_end_together_wait_for_no_short_cut() -> None:
+    """One word comes every 8 cycles, and 8 are added every 72."""
+    graph, inputs = case("late short cut").build(5)
+    network = streaming(graph)
+    short, main, total = (s.name for s in network.stages)
+    foldings = {short: Folding(1, 1), main: Folding(8, 8), total: Folding(8, 1)}
+    run = Simulation(write_files(network, foldings, "net", 100)).run(inputs)
+    assert run.interval == pytest.approx(frame_cycles(network, foldings), rel=0.02)
+
+
+@pytest.mark.usefixtures("needs_verilator")
 def test_a_network_that_hangs_is_reported_and_its_log_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, inputs = case("pointwise").build(1)
     network = streaming(graph)

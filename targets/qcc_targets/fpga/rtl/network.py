@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from qcc_targets.fpga.buffers import fork_pixels
-from qcc_targets.fpga.folding import Folding, input_lanes, output_lanes
+from qcc_targets.fpga.folding import Folding, input_lanes, output_lanes, units
 from qcc_targets.fpga.nests import build_nest
 from qcc_targets.fpga.rtl.products import Ports
 from qcc_targets.fpga.rtl.stage import Module, stage_module
@@ -164,8 +164,13 @@ class _Network:
                 link = behind
         if not (isinstance(stage, Windowed) and slot == 0):
             nets = f"{link.prefix}_data", f"{link.prefix}_valid", f"{link.prefix}_ready"
-            link = self._queued(link, nets, 2, f"queue_{link.prefix}")
+            link = self._queued(link, nets, max(2, self._burst(stage)), f"queue_{link.prefix}")
         return link
+
+    def _burst(self, stage: Stage) -> int:
+        """Words that ``stage`` pops in a row from what comes evenly spread: a residual's, once sums are complete."""
+        folding = self.foldings[stage.name]
+        return folding.pe // units(stage, folding) if isinstance(stage, Windowed) else 1
 
     def _instance(self, number: int, stage: Stage, xs: list[_Link], y: _Link) -> list[Module]:
         ports = ", ".join(_ports(f"x{i}", x) for i, x in enumerate(xs))
