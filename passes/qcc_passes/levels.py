@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from qcc.ir.layout import Blocks, Widths
 from qcc.ir.types import Dyadic, Quant
-from qcc_passes.rounding import Codes, Levels, Solver, damped, diagonal, gptq_and_descent, round_rows
+from qcc_passes.rounding import Codes, Levels, Solver, damped, diagonal, gptq_and_descent, output_error, round_rows
 
 Array = NDArray[Any]
 
@@ -23,18 +24,30 @@ def round_on(
     """Weights [groups, rows, K] near ``weights`` for inputs of moment ``gram`` [groups, K, K], and their grid.
 
     ``quant`` says what kind of grid; scales and exponents are fitted anew. ``shape`` [O, C, ...] is that of the
-    layer's weights.
+    layer's weights. Rounding is greedy, so that finer grids may end above coarser ones: exponents are used in those
+    rows whose output error falls by them, or in none where all rows have one scale.
     """
+    best = _rounded(weights, gram, quant, shape, damping, solve)
+    if isinstance(quant.layout, Blocks):
+        plain = _rounded(weights, gram, replace(quant, layout=None), shape, damping, solve)
+        steady = damped(gram, damping)
+        errors, least = (output_error(weights, codes.weights, steady) for codes in (best, plain))
+        worse = errors > least if quant.axis is not None else np.full(errors.shape, errors.sum() > least.sum())
+        best = Codes(np.where(worse[..., None], plain.codes, best.codes), np.where(worse, plain.scale, best.scale))
+    kept = best.scale.reshape(-1)[: len(quant.scale)]
+    made = Quant(quant.bits, True, tuple(map(Dyadic.of, kept)), axis=quant.axis, layout=quant.layout)
+    return best.weights, made
+
+
+def _rounded(weights: Array, gram: Array, quant: Quant, shape: tuple[int, ...], damping: float, solve: Solver) -> Codes:
+    """Codes on a grid like ``quant``, and scales that float32 holds."""
     levels = _plain_levels(quant, weights.shape)
     scale = None
     if quant.axis is None or isinstance(quant.layout, Blocks):
         importance = diagonal(damped(gram, damping))[..., None, :]
         scale, levels = _fitted(weights, importance, levels, quant, shape)
     best = round_rows(weights, gram, levels, damping, scale, refit=quant.axis is not None, solve=solve)
-    single = best.scale.astype(np.float32).astype(np.float64)
-    kept = single.reshape(-1)[: len(quant.scale)]
-    made = Quant(quant.bits, True, tuple(map(Dyadic.of, kept)), axis=quant.axis, layout=quant.layout)
-    return Codes(best.codes, single).weights, made
+    return Codes(best.codes, best.scale.astype(np.float32).astype(np.float64))
 
 
 def block_error(weights: Array, importance: Array, quant: Quant, shape: tuple[int, ...]) -> float:

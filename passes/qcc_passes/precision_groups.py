@@ -3,56 +3,43 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from qcc.errors import ConfigError
 from qcc.ir.graph import Graph, Stage, producers
-from qcc.ir.layout import Widths
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc_passes.assignment import Assignment, Choice, Group, assign
+from qcc.passmgr.plugins import make_pass
+from qcc_passes.acceptance import Court, Tried, better
 from qcc_passes.channel_errors import ChannelErrors, channel_errors
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
 from qcc_passes.channel_orders import reordered
 from qcc_passes.channel_rules import channel_axis
-from qcc_passes.channel_splits import Split, splits
 from qcc_passes.facts import BitPlan
-from qcc_passes.head import Head, head
-from qcc_passes.layers import Layer
+from qcc_passes.group_candidates import BY_LAYER, Candidate, Drafter, GroupedLayer
+from qcc_passes.head import Head, fitting_part, head
 from qcc_passes.samples import samples_in
+from qcc_passes.scoring import Score
 from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
-
-Array = NDArray[Any]
 
 _METRICS: Final = ("bits", "size", "bops")
 
 
 @dataclass(frozen=True, slots=True)
-class GroupedLayer:
-    """Runs of (channels, bits) of one layer, and the predicted nats per sample that rounding them costs."""
-
-    layer: str
-    runs: tuple[tuple[int, int], ...]
-    error: float
-
-
-@dataclass(frozen=True, slots=True)
 class PrecisionGroupsFound:
-    """What the pass chose, what it uses of each metric, and by how much rearranging lowered the predicted error."""
+    """What the pass chose, what it uses of each metric, its predicted error, and what it was compared with."""
 
     layers: tuple[GroupedLayer, ...]
     used: Mapping[str, float]
     error: float
-    unsorted: float
     rearranged: bool
+    tried: tuple[Tried, ...] = ()
 
     def report(self) -> dict[str, Any]:
         """Plain data for a report."""
@@ -60,14 +47,19 @@ class PrecisionGroupsFound:
 
 
 class PrecisionGroups(Pass):
-    """Give blocks of ``align`` output channels of every layer bits of their own, within budgets.
+    """Give blocks of output channels of every layer bits of their own, within budgets.
 
     What rounding each channel does to the outputs is measured at every width, on the calibration data. Channels
-    are then rearranged so that those that need many bits are neighbours, where that lowers the predicted error.
-    For each layer dynamic programming finds the best split of every cost. Where bits have been chosen by layer,
-    each layer keeps its average; else an integer program chooses one split per layer: ``budgets`` bounds ``bits``
-    (average per weight), ``size`` (bytes) and ``bops`` (multiply-accumulates times weight bits times 8, per
-    sample), and the first and the last layer have ``ends`` bits.
+    are rearranged so that those that need many bits are neighbours. For each layer dynamic programming finds the
+    best split of every cost, into blocks of ``align`` channels; an integer program chooses one split per layer.
+    Where bits have been chosen by layer, it stays within their bytes; else ``budgets`` bounds ``bits`` (average per
+    weight), ``size`` (bytes) and ``bops`` (multiply-accumulates times weight bits times 8, per sample).
+
+    Measured errors miss what later layers make up for. So candidates are compiled by ``scored_by`` on all but
+    ``held_out`` of the calibration data, and judged by their true KL on the rest: bits by layer (the chosen ones, or
+    the widest uniform ones), which stay unless another is better; these with each layer's average kept; the integer
+    program's; and the better one of the latter in the channels' own order. Without
+    ``scored_by`` the least predicted error decides.
     """
 
     name: ClassVar[str] = "precision-groups"
@@ -78,12 +70,19 @@ class PrecisionGroups(Pass):
 
     budgets: dict[str, float] = Field(default_factory=dict)
     weight_bits: tuple[int, ...] = Field(default=(2, 3, 4, 5, 6, 8), min_length=1)
-    align: int = Field(default=16, ge=1, description="channels of a block: a multiple of the target's vectors")
-    ends: int | None = Field(default=8, ge=2, le=8, description="bits of the first and last layer; null: free")
+    align: int | None = Field(
+        default=None, ge=1, description="channels of a block; null: 4 to 16, a sixteenth of the layer's"
+    )
+    ends: int | None = Field(default=None, ge=2, le=8, description="bits of the first and last layer; null: chosen")
     rearrange: bool = True
     samples: int = Field(default=256, ge=1, description="calibration samples to use")
     batch: int = Field(default=16, ge=1, description="samples per pass, where the model leaves it open")
     probes: int = Field(default=4, ge=1, description="random cotangents per batch")
+    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
+    scored_by: tuple[str, ...] = Field(
+        default=("quantize", "round-weights", "bias-correct"),
+        description="passes that make a candidate's network; none: the least predicted error decides",
+    )
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph, rearranged; the plan is put into ``ctx``. Raises ConfigError, BudgetError, PassError."""
@@ -93,25 +92,57 @@ class PrecisionGroups(Pass):
         if known is None and not self.budgets:
             raise ConfigError(f"{self.name}: give budgets, or run a pass that chooses bits by layer before it")
         errors = self._errors(top, widths, ctx)
-        plain, unsorted = self._solved(top, errors, widths, known)
-        chosen, solved = plain, unsorted
+        drafts = self._drafts(graph, top, errors, Drafter(top.layers, widths, self.align), known)
+        activation_bits = known.activation_bits if known else {}
+        best, tried = self._best(graph, drafts, activation_bits, ctx)
+        plan, solved = best.plan(activation_bits), best.solved
+        ctx.facts.put(PrecisionGroupsFound(best.layers, dict(solved.used), solved.objective, best.rearranged, tried))
+        ctx.facts.put(plan)
+        split, layers = len(plan.widths), len(best.layers)
+        ctx.log.info("%s: %s: %d of %d layers split", self.name, best.told, split, layers)
+        return best.graph
+
+    def _drafts(
+        self, graph: Graph, top: Head, errors: ChannelErrors, drafter: Drafter, known: BitPlan | None
+    ) -> list[Candidate]:
+        """All candidates, those in the channels' own order first."""
         found = channel_groups(graph)
-        order = _order(graph, found, errors)
-        rearranged = False
-        if self.rearrange and order:
-            moved = _moved(graph, found, order, errors)
-            sorted_, better = self._solved(top, moved, widths, known)
-            if rearranged := better.objective < unsorted.objective:
-                graph, chosen, solved = reordered(graph, found, order), sorted_, better
-        layers = tuple(GroupedLayer(n, Widths.of(0, np.array(s.bits)).runs, s.error) for n, s in chosen.items())
-        ctx.facts.put(PrecisionGroupsFound(layers, dict(solved.used), solved.objective, unsorted.objective, rearranged))
-        grouped = {each.layer: Widths(0, each.runs) for each in layers}
-        most = {name: max(b for _, b in w.runs) for name, w in grouped.items()}
-        mixed = {name: w for name, w in grouped.items() if len(w.runs) > 1}
-        ctx.facts.put(BitPlan(most, known.activation_bits if known else {}, mixed))
-        said = "rearranged" if rearranged else "in their order"
-        ctx.log.info("%s: %d of %d layers split, channels %s", self.name, len(mixed), len(layers), said)
-        return graph
+        ways = [(graph, errors)]
+        if self.rearrange and (order := _order(graph, found, errors)):
+            ways.append((reordered(graph, found, order), _moved(graph, found, order, errors)))
+        ends = {} if self.ends is None else dict.fromkeys((top.layers[0].name, top.layers[-1].name), self.ends)
+        drafts: list[Candidate] = []
+        for rearranged, way in enumerate(ways):
+            if known is not None:
+                drafts += drafter.within(*way, known.weight_bits, rearranged=bool(rearranged))
+            else:
+                drafts += drafter.below(*way, self.budgets, ends, rearranged=bool(rearranged))
+        return drafts
+
+    def _best(
+        self, graph: Graph, drafts: Sequence[Candidate], activation_bits: Mapping[str, int], ctx: PassContext
+    ) -> tuple[Candidate, tuple[Tried, ...]]:
+        """The candidate to take, and what was tried."""
+        if not self.scored_by:
+            return min(drafts, key=lambda c: c.solved.objective), ()
+        court = Court.of(graph, ctx, [make_pass(name) for name in self.scored_by], self.held_out)
+        scores: dict[str, Score] = {}
+
+        def rank(c: Candidate) -> float:
+            if c.told not in scores:
+                scores[c.told] = s = court.score(c.graph, c.plan(activation_bits))
+                ctx.log.debug("%s: %s has KL %.3g, softened %.3g", self.name, c.told, s.kl, s.soft)
+                ctx.progress(self.name, len(scores), len(drafts))
+            return scores[c.told].rank
+
+        split = [c for c in drafts if c.name != BY_LAYER]
+        best = min((c for c in split if c.rearranged == split[-1].rearranged), key=rank)
+        best = min((c for c in split if c.name == best.name), key=rank)
+        for plain in (c for c in drafts if c.name == BY_LAYER):
+            rank(plain)
+            if not better(scores[best.told], scores[plain.told]):
+                best = plain
+        return best, tuple(Tried(name, s.kl, s.soft) for name, s in scores.items())
 
     def _widths(self, ctx: PassContext) -> tuple[int, ...]:
         if foreign := sorted(set(self.budgets) - set(_METRICS)):
@@ -125,50 +156,11 @@ class PrecisionGroups(Pass):
     def _errors(self, top: Head, widths: tuple[int, ...], ctx: PassContext) -> ChannelErrors:
         data = ctx.facts.get(CalibrationData)
         data.check(top.graph)
+        data = fitting_part(data, self.held_out) if self.scored_by else data
         batches = top.batches(data, self.batch, self.samples)
         weights = round_layers(top, {layer.name: widths for layer in top.layers}, batches, ctx)
         spread = spread_of(top, ctx, self.batch, sum(map(samples_in, batches)))
         return channel_errors(top, weights, batches, spread, self.probes, ctx)
-
-    def _solved(
-        self, top: Head, errors: ChannelErrors, widths: tuple[int, ...], known: BitPlan | None
-    ) -> tuple[dict[str, Split], Assignment]:
-        """The best split of every layer, within its own bits where these are ``known``, else within the budgets."""
-        parameters = sum(layer.parameters for layer in top.layers)
-        options: dict[str, list[Split]] = {}
-        groups = []
-        for layer in top.layers:
-            options[layer.name] = self._options(layer, top, errors[layer.name], widths, known)
-            choices = [_choice(layer, split, parameters) for split in options[layer.name]]
-            groups.append(Group(layer.name, tuple(choices)))
-        solved = assign(groups, self.budgets)
-        return {g.name: options[g.name][pick] for g, pick in zip(groups, solved.picks, strict=True)}, solved
-
-    def _options(
-        self, layer: Layer, top: Head, table: Array, widths: tuple[int, ...], known: BitPlan | None
-    ) -> list[Split]:
-        """The splits that a layer may take."""
-        count = table.shape[1]
-        bits = known.weight_bits.get(layer.name) if known else None
-        if known is None and layer.name in (top.layers[0].name, top.layers[-1].name):
-            bits = self.ends
-        if bits is None:
-            return splits(table, widths, self.align)
-        uniform = Split(
-            (bits,) * count, bits * count, float(table[widths.index(bits)].sum()) if bits in widths else 0.0
-        )
-        if known is None or bits not in widths:
-            return [uniform]
-        return [min((s for s in splits(table, widths, self.align) if s.total <= uniform.total), key=lambda s: s.error)]
-
-
-def _choice(layer: Layer, split: Split, parameters: int) -> Choice:
-    """One split as the integer program has it."""
-    share = split.total / len(split.bits)
-    fan_in = layer.parameters // len(split.bits)
-    size = sum(-(-n * fan_in * b // 8) for n, b in Widths.of(0, np.array(split.bits)).runs)
-    costs = {"bits": layer.parameters * share / parameters, "size": float(size), "bops": layer.macs * share * 8}
-    return Choice(max(split.bits), 8, split.error, costs)
 
 
 def _order(graph: Graph, found: ChannelGroups, errors: ChannelErrors) -> dict[int, int]:

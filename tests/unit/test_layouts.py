@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,6 +28,8 @@ from qcc.passmgr.target import NARROW_BITS, Capabilities
 from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
+from qcc_passes.acceptance import Court
+from qcc_passes.bias_correct import BiasCorrect
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_groups import channel_groups
 from qcc_passes.channel_orders import reordered
@@ -137,22 +139,36 @@ def problem(rows: int, channels: int, seed: int) -> tuple[Array, Array]:
 
 
 @given(st.integers(0, 1000), st.integers(2, 4), st.integers(1, 3), st.booleans())
-# The same problems every time: descent is greedy, and about one in a thousand (seed 284 with 2 bits, 1 of exponents
-# and a common scale) ends above what it reaches without exponents.
-@settings(max_examples=15, deadline=None, derandomize=True)
-def test_exponents_lower_the_error(seed: int, bits: int, e: int, common: bool) -> None:
+# Descent is greedy: by itself it ends above what it reaches without exponents on these two.
+@example(284, 2, 1, True)
+@example(994, 2, 1, True)
+@settings(max_examples=15, deadline=None)
+def test_exponents_never_raise_the_error(seed: int, bits: int, e: int, common: bool) -> None:
     weights, gram = problem(6, 40, seed)
     steady = damped(gram, 0.01)
 
-    def error(layout: Blocks | None) -> float:
+    def errors(layout: Blocks | None) -> Array:
         quant = weight_quant(weights[0], bits, "tensor" if common else "channel", "max", layout)
         best, made = round_on(weights, gram, quant, (6, 40), 0.01)
         assert np.allclose(made.dequantize(made.quantize(best[0])), best[0], rtol=1e-5, atol=1e-30)
         assert made.axis == quant.axis
         assert made.layout == layout
-        return float(output_error(weights, best, steady).sum())
+        return output_error(weights, best, steady)
 
-    assert error(Blocks(8, e)) < error(None)
+    blocks, plain = errors(Blocks(8, e)), errors(None)
+    assert blocks.sum() <= plain.sum()
+    assert common or (blocks <= plain).all()
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_exponents_lower_the_error(common: bool) -> None:
+    weights, gram = problem(6, 40, 1)
+    both = []
+    for layout in (Blocks(8, 2), None):
+        quant = weight_quant(weights[0], 4, "tensor" if common else "channel", "max", layout)
+        best, _ = round_on(weights, gram, quant, (6, 40), 0.01)
+        both.append(output_error(weights, best, damped(gram, 0.01)).sum())
+    assert both[0] < 0.8 * both[1]
 
 
 def test_each_channel_keeps_to_its_width() -> None:
@@ -166,9 +182,9 @@ def test_each_channel_keeps_to_its_width() -> None:
     assert np.allclose(made.dequantize(codes), best[0], rtol=1e-5)
 
 
-def network() -> Graph:
+def network(seed: int = 3) -> Graph:
     """Convolutions with and without groups, and a dense layer; input channels of very different weights."""
-    b, rng = GraphBuilder("net"), np.random.default_rng(3)
+    b, rng = GraphBuilder("net"), np.random.default_rng(seed)
     x = b.input("x", (BATCH, 12, 5, 5))
 
     def conv(x: Value, outputs: int, groups: int, size: int) -> Value:
@@ -185,9 +201,9 @@ def network() -> Graph:
     return b.graph([b.op("dense", [y, b.constant(w, "w"), b.constant(np.zeros(10, np.float32), "b")])])
 
 
-def context() -> PassContext:
+def context(seed: int = 4) -> PassContext:
     ctx = PassContext(capabilities=Capabilities(weight_bits=NARROW_BITS, activation_bits=frozenset({8, 16})))
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seed)
     ctx.facts.put(CalibrationData({"x": rng.normal(size=(64, 12, 5, 5)).astype(np.float32)}))
     return ctx
 
@@ -320,7 +336,8 @@ def squared_error(graph: Graph) -> float:
 def test_channels_move_where_blocks_gain() -> None:
     graph = chain(np.tile([1.6, 6.0], (96, 8)))
     ctx = context()
-    moved = Pipeline((RearrangeBlocks(block=8),)).run(graph, ctx)
+    ctx.facts.put(BitPlan({graph.outputs[0].name: 4}, {}))
+    moved = Pipeline((Calibrate(), RearrangeBlocks(block=8))).run(graph, ctx)
     assert ctx.facts.get(ChannelOrders).moved > 0
     assert squared_error(moved) < 0.8 * squared_error(graph)
 
@@ -330,6 +347,20 @@ def test_channels_stay_where_the_order_would_cost() -> None:
     graph = chain(np.kron([[1.0, 6.0], [6.0, 1.0]], np.ones((3, 8))))
     assert squared_error(Pipeline((RearrangeChannels(by="reading"),)).run(graph, context())) > squared_error(graph)
     ctx = context()
-    stayed = Pipeline((RearrangeBlocks(block=8),)).run(graph, ctx)
+    ctx.facts.put(BitPlan({graph.outputs[0].name: 4}, {}))
+    stayed = Pipeline((Calibrate(), RearrangeBlocks(block=8))).run(graph, ctx)
     assert ctx.facts.get(ChannelOrders).moved == 0
     assert squared_error(stayed) == squared_error(graph)
+
+
+@pytest.mark.parametrize(("seed", "pays"), [(7, True), (10, False)])
+def test_channels_stay_where_the_compiled_network_would_lose(seed: int, pays: bool) -> None:
+    graph, ctx = network(seed), context(seed)
+    calibrated = Pipeline((Calibrate(),)).run(graph, ctx)
+    court = Court.of(calibrated, ctx, (Quantize(weight_bits=4, weight_block=8), RoundWeights(), BiasCorrect()), 0.4)
+    ordered = RearrangeBlocks(block=8).run(calibrated, ctx)
+    before, after = (court.score(g, BitPlan({}, {})) for g in (calibrated, ordered))
+    assert (ctx.facts.get(ChannelOrders).moved > 0) == pays
+    assert (after.soft < before.soft) == pays
+    assert after.soft <= before.soft
+    assert after.kl <= before.kl

@@ -13,6 +13,7 @@ from qcc.frontend.export import export_onnx
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Value, constants, producers
 from qcc.ir.layout import Widths
+from qcc.ir.packing import packed_size
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
@@ -21,11 +22,14 @@ from qcc.passmgr.target import NARROW_BITS, Capabilities
 from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
+from qcc_passes.acceptance import Court
+from qcc_passes.bias_correct import BiasCorrect
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_errors import channel_errors
 from qcc_passes.channel_splits import splits
 from qcc_passes.dyadic import Dyadic
 from qcc_passes.facts import BitPlan
+from qcc_passes.group_candidates import Drafter
 from qcc_passes.head import head, softmax
 from qcc_passes.pipelines import default
 from qcc_passes.precision_groups import PrecisionGroups, PrecisionGroupsFound
@@ -56,9 +60,9 @@ def network() -> Graph:
     return b.graph([b.op("dense", [y, b.constant(w, "w"), b.constant(np.zeros(10, np.float32), "b")])])
 
 
-def context() -> PassContext:
+def context(seed: int = 4) -> PassContext:
     ctx = PassContext(capabilities=Capabilities(weight_bits=NARROW_BITS, activation_bits=frozenset({8, 16})))
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seed)
     ctx.facts.put(CalibrationData({"x": rng.normal(size=(64, 3, 6, 6)).astype(np.float32)}))
     return ctx
 
@@ -115,13 +119,12 @@ def test_errors_of_channels_are_those_of_the_logits() -> None:
 
 def test_all_executions_agree_on_mixed_channels() -> None:
     ctx, graph = context(), network()
-    options: dict[str, Any] = {"budgets": {"bits": 4.5}, "align": 8, "ends": None}
+    options: dict[str, Any] = {"budgets": {"bits": 4.5}, "align": 8, "scored_by": ()}
     passes = (Calibrate(), PrecisionGroups(**options), Quantize(end_bits=None), RoundWeights(), Dyadic())
     integer = Pipeline(passes).run(graph, ctx)
     found = ctx.facts.get(PrecisionGroupsFound)
     assert found.used["bits"] <= 4.5
     assert found.rearranged
-    assert found.error < found.unsorted
     made_by = producers(integer)
     mixed = 0
     for layer in found.layers:
@@ -150,23 +153,64 @@ def test_all_executions_agree_on_mixed_channels() -> None:
 def test_more_freedom_never_costs() -> None:
     def error(**options: Any) -> float:
         ctx = context()
-        Pipeline((PrecisionGroups(budgets={"bits": 4}, **options),)).run(network(), ctx)
+        Pipeline((PrecisionGroups(budgets={"bits": 4}, scored_by=(), **options),)).run(network(), ctx)
         return ctx.facts.get(PrecisionGroupsFound).error
 
     by_layer, by_block, ordered = error(align=1000, rearrange=False), error(align=4, rearrange=False), error(align=4)
     assert ordered < by_block < by_layer
 
 
-def test_layers_keep_the_bits_that_were_chosen_for_them() -> None:
+def test_bytes_of_layers_stay_what_was_chosen_for_them() -> None:
     ctx, graph = context(), network()
-    names = [layer.name for layer in head(graph).layers]
-    bits = dict(zip(names, (8, 4, 8, 5, 3), strict=True))
+    parts = head(graph).layers
+    bits = dict(zip([layer.name for layer in parts], (8, 4, 8, 5, 3), strict=True))
     ctx.facts.put(BitPlan(bits, {"y": 6}))
-    Pipeline((PrecisionGroups(align=4),)).run(graph, ctx)
-    found = {each.layer: Widths(0, each.runs).per_index() for each in ctx.facts.get(PrecisionGroupsFound).layers}
-    assert all(found[n].mean() <= b for n, b in bits.items())
-    assert any(len(set(w.tolist())) > 1 for w in found.values())
+    Pipeline((PrecisionGroups(align=4, scored_by=()),)).run(graph, ctx)
+    found = ctx.facts.get(PrecisionGroupsFound)
+    assert found.used["size"] <= sum(packed_size(layer.parameters, bits[layer.name]) for layer in parts)
+    assert any(len(each.runs) > 1 for each in found.layers)
     assert ctx.facts.get(BitPlan).activation_bits == {"y": 6}
+    ctx.facts.put(BitPlan({parts[1].name: 4}, {}))
+    Pipeline((PrecisionGroups(align=4, scored_by=()),)).run(graph, ctx)
+    assert set(ctx.facts.get(BitPlan).weight_bits) == {parts[1].name}  # the others are left to quantize
+
+
+def test_layers_keep_one_width_where_the_compiled_network_loses_by_more() -> None:
+    kept = []
+    for seed in range(4):
+        ctx, graph = context(seed), network()
+        plain = BitPlan({layer.name: 4 for layer in head(graph).layers}, {})
+        ctx.facts.put(plain)
+        calibrated = Pipeline((Calibrate(),)).run(graph, ctx)
+        passes = (Quantize(), RoundWeights(), BiasCorrect())
+        court = Court.of(calibrated, ctx, passes, 0.4)
+        chosen = PrecisionGroups(align=4).run(calibrated, ctx)
+        found, by_layer = (court.score(g, p) for g, p in ((chosen, ctx.facts.get(BitPlan)), (calibrated, plain)))
+        kept.append(ctx.facts.get(BitPlan).weight_bits == plain.weight_bits)
+        assert found.kl <= by_layer.kl
+        assert found.soft <= by_layer.soft
+        told = {t.name: (t.kl, t.soft) for t in ctx.facts.get(PrecisionGroupsFound).tried}
+        assert told["by layer"] == (by_layer.kl, by_layer.soft)
+        assert len(told) >= 3
+    assert not all(kept)
+
+
+def test_blocks_grow_with_layers() -> None:
+    rng = np.random.default_rng(0)
+    for channels, block in ((16, 4), (64, 4), (128, 8), (200, 8), (256, 16), (2048, 16)):
+        table = np.array([[4.0], [1.0]]) * rng.uniform(size=channels)
+        (layer,) = head(dense(channels)).layers
+        drafts = Drafter((layer,), (2, 4), None).below(network(), {layer.name: table}, {"bits": 3}, {}, rearranged=True)
+        ends = np.cumsum([n for n, _ in next(iter(drafts)).layers[0].runs])[:-1]
+        assert len(ends)
+        assert not (ends % block).any()
+        assert (ends % (2 * block)).any()
+
+
+def dense(outputs: int) -> Graph:
+    b = GraphBuilder("dense")
+    w, bias = np.ones((outputs, 3), np.float32), np.zeros(outputs, np.float32)
+    return b.graph([b.op("dense", [b.input("x", (BATCH, 3)), b.constant(w, "w"), b.constant(bias, "b")])])
 
 
 def test_what_cannot_be() -> None:
@@ -181,6 +225,8 @@ def test_what_cannot_be() -> None:
         run(budgets={"bits": 1.5})
     with pytest.raises(ConfigError, match="give budgets, or run a pass"):
         run()
+    with pytest.raises(ConfigError, match="run calibrate before"):
+        run(budgets={"bits": 4})
 
 
 def test_the_default_pipeline_takes_it() -> None:

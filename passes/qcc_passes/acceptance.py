@@ -1,0 +1,57 @@
+"""Whether a change of the FLOAT graph pays in the network that is compiled from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qcc.errors import ConfigError
+from qcc.ir.graph import Graph
+from qcc.passmgr.base import Pass
+from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import CalibrationData
+from qcc_passes.facts import BitPlan
+from qcc_passes.head import fitting_part, head, held_out_part
+from qcc_passes.scoring import Score, Scorer, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One candidate: nats per sample, and those of softened outputs, on held-out data."""
+
+    name: str
+    kl: float
+    soft: float
+
+
+@dataclass(frozen=True, slots=True)
+class Court:
+    """Scores networks as they will be compiled, against fp32, on calibration data that they were not fitted to."""
+
+    scorer: Scorer
+    trial: Trial
+
+    @classmethod
+    def of(cls, graph: Graph, ctx: PassContext, passes: Sequence[Pass], held_out: float) -> Court:
+        """For graphs that compute what ``graph`` does, and have its values' names.
+
+        ``passes`` quantize them on all but ``held_out`` of the calibration data. Raises ConfigError where these
+        need what no pass has measured.
+        """
+        data = ctx.facts.get(CalibrationData)
+        data.check(graph)
+        trial = Trial.of(graph, ctx, passes, fitting_part(data, held_out))
+        if trial is None:
+            names = ", ".join(p.name for p in passes)
+            raise ConfigError(f"candidates are judged once {names} have compiled them: run calibrate before")
+        return cls(Scorer.of(head(graph), held_out_part(data, held_out), ctx.threads), trial)
+
+    def score(self, graph: Graph, plan: BitPlan) -> Score:
+        """Of ``graph`` with these bits. Raises what the passes raise."""
+        names = [v.name for v in self.scorer.top.graph.outputs]
+        return self.scorer.judge(replace(self.trial, graph=graph).model(plan, names))
+
+
+def better(score: Score, other: Score) -> bool:
+    """Whether KL and that of softened outputs are both less: one alone falls by chance every other time."""
+    return score.kl < other.kl and score.soft < other.soft

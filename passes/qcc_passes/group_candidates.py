@@ -1,0 +1,150 @@
+"""Candidates of precision groups: one split of each layer's output channels, from errors and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcc.errors import BudgetError
+from qcc.ir.graph import Graph
+from qcc.ir.layout import Widths
+from qcc.ir.packing import packed_size
+from qcc_passes.assignment import Assignment, Choice, Group, assign
+from qcc_passes.channel_errors import ChannelErrors
+from qcc_passes.channel_splits import Split, splits
+from qcc_passes.facts import BitPlan
+from qcc_passes.layers import Layer
+
+Array = NDArray[Any]
+
+BY_LAYER: Final = "by layer"
+"""The candidate whose layers have one width each."""
+_LEAST, _MOST, _BLOCKS = 4, 16, 16
+"""Channels of a block, where none are asked for: a power of two that makes about so many blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedLayer:
+    """Runs of (channels, bits) of one layer, and the predicted nats per sample that rounding them costs."""
+
+    layer: str
+    runs: tuple[tuple[int, int], ...]
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One split per layer of ``graph``; ``solved`` has what these use and the error that is predicted."""
+
+    name: str
+    graph: Graph
+    rearranged: bool
+    layers: tuple[GroupedLayer, ...]
+    solved: Assignment
+
+    @property
+    def told(self) -> str:
+        """Its name for people."""
+        return f"{self.name}, rearranged" if self.rearranged else self.name
+
+    def plan(self, activation_bits: Mapping[str, int]) -> BitPlan:
+        """Its bits, as quantize reads them."""
+        most = {each.layer: max(b for _, b in each.runs) for each in self.layers}
+        widths = {each.layer: Widths(0, each.runs) for each in self.layers if len(each.runs) > 1}
+        return BitPlan(most, activation_bits, widths)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """Makes candidates for ``layers``: blocks of ``align`` channels (None: by their number) of ``widths``."""
+
+    layers: Sequence[Layer]
+    widths: tuple[int, ...]
+    align: int | None
+
+    def within(
+        self, graph: Graph, errors: ChannelErrors, bits: Mapping[str, int], *, rearranged: bool
+    ) -> Iterator[Candidate]:
+        """What the bytes of ``bits`` by layer buy: these themselves, their averages, and the best of all."""
+        layers = [layer for layer in self.layers if layer.name in bits]
+        plain = {layer.name: self._uniform(errors[layer.name], bits[layer.name]) for layer in layers}
+        free = {layer.name: self._splits(errors[layer.name]) for layer in layers}
+        options = {n: [s for s in some if s.total <= plain[n].total] for n, some in free.items()}
+        averages = {n: min([*options[n], plain[n]], key=lambda s: s.error) for n in plain}
+        budget = {"size": sum(_size(layer, plain[layer.name]) for layer in layers)}
+        if not rearranged:
+            yield self._solved(BY_LAYER, graph, layers, {n: [s] for n, s in plain.items()}, {}, rearranged)
+        yield self._solved("averages by layer", graph, layers, {n: [s] for n, s in averages.items()}, {}, rearranged)
+        every = {n: [*some, *([] if plain[n] in some else [plain[n]])] for n, some in free.items()}
+        yield self._solved("by budget", graph, layers, every, budget, rearranged)
+
+    def below(
+        self,
+        graph: Graph,
+        errors: ChannelErrors,
+        budgets: Mapping[str, float],
+        kept: Mapping[str, int],
+        *,
+        rearranged: bool,
+    ) -> Iterator[Candidate]:
+        """What ``budgets`` buy: the widest single width for all layers but those of ``kept``, and the best of all."""
+        held = {n: [self._uniform(errors[n], bits)] for n, bits in kept.items()}
+        for bits in sorted(self.widths, reverse=True) if not rearranged else ():
+            plain = {layer.name: [self._uniform(errors[layer.name], bits)] for layer in self.layers}
+            with suppress(BudgetError):
+                yield self._solved(BY_LAYER, graph, self.layers, plain | held, budgets, rearranged)
+                break
+        free = {layer.name: self._splits(errors[layer.name]) for layer in self.layers}
+        yield self._solved("by budget", graph, self.layers, free | held, budgets, rearranged)
+
+    def _splits(self, table: Array) -> list[Split]:
+        return splits(table, self.widths, self.align or _block(table.shape[1]))
+
+    def _uniform(self, table: Array, bits: int) -> Split:
+        """One width for all channels; nothing is predicted for one that was not measured."""
+        count = table.shape[1]
+        error = float(table[self.widths.index(bits)].sum()) if bits in self.widths else 0.0
+        return Split((bits,) * count, bits * count, error)
+
+    def _solved(
+        self,
+        name: str,
+        graph: Graph,
+        layers: Sequence[Layer],
+        options: Mapping[str, Sequence[Split]],
+        budgets: Mapping[str, float],
+        rearranged: bool,
+    ) -> Candidate:
+        """The least predicted error among ``options`` within ``budgets``. Raises BudgetError."""
+        parameters = sum(layer.parameters for layer in self.layers)
+        groups = [
+            Group(layer.name, tuple(_choice(layer, split, parameters) for split in options[layer.name]))
+            for layer in layers
+        ]
+        solved = assign(groups, budgets)
+        picked = [(g.name, options[g.name][pick]) for g, pick in zip(groups, solved.picks, strict=True)]
+        chosen = tuple(GroupedLayer(n, Widths.of(0, np.array(s.bits)).runs, s.error) for n, s in picked)
+        return Candidate(name, graph, rearranged, chosen, solved)
+
+
+def _block(channels: int) -> int:
+    """Channels of a block of a layer of so many."""
+    return min(max(1 << (channels // _BLOCKS).bit_length() - 1 if channels >= _BLOCKS else 1, _LEAST), _MOST)
+
+
+def _size(layer: Layer, split: Split) -> float:
+    """The bytes that the weights take, group by group."""
+    fan_in = layer.parameters // len(split.bits)
+    return float(sum(packed_size(n * fan_in, b) for n, b in Widths.of(0, np.array(split.bits)).runs))
+
+
+def _choice(layer: Layer, split: Split, parameters: int) -> Choice:
+    """One split as the integer program has it."""
+    share = split.total / len(split.bits)
+    costs = {"bits": layer.parameters * share / parameters, "size": _size(layer, split), "bops": layer.macs * share * 8}
+    return Choice(max(split.bits), 8, split.error, costs)
