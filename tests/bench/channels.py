@@ -45,6 +45,8 @@ from qcc_passes.layers import layers
 MODELS: Final = ("kws_dscnn", "resnet20_cifar10", "squeezenet1_1", "mobilenet_v2_fc8")
 DRAWN: Final = {"kws_dscnn": 160, "resnet20_cifar10": 192, "squeezenet1_1": 96, "mobilenet_v2_fc8": 96}
 """Calibration samples per draw."""
+LARGE: Final = ("squeezenet1_1", "mobilenet_v2_fc8")
+"""Models of which mixed-precision compiles fewer candidates: each takes a minute."""
 START: Final = ("fold-batch-norm", "canonicalize", "equalize", "calibrate")
 BLOCKED: Final = {"weight_block": 32}
 FLOATING: Final = {"weight_block": 16, "exponent_bits": 3, "weight_granularity": "tensor"}
@@ -125,9 +127,13 @@ class Draw:
     @cached_property
     def mixed(self) -> BitPlan:
         """Bits by layer, of half a bit more than 4 on average."""
-        options = {"budgets": {"bits": self.budget}, "tries": 0}
-        passes = (make_pass("sensitivity-gauss-newton"), make_pass("sensitivity-perturbation"))
-        Pipeline((*passes, make_pass("mixed-precision", options))).run(self.graph, self.ctx)
+        options: dict[str, Any] = {"budgets": {"bits": self.budget}, "tries": 0}
+        measured = ["sensitivity-gauss-newton", "sensitivity-perturbation"]
+        if self.case.name in LARGE:
+            options["objectives"] = ("separate", "uniform")
+            measured = measured[1:]
+        passes = (*map(make_pass, measured), make_pass("mixed-precision", options))
+        Pipeline(passes).run(self.graph, self.ctx)
         return self.ctx.facts.get(BitPlan)
 
     def result(self, method: str, weights: int, activations: int) -> dict[str, Any]:
