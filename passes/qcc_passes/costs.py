@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qcc.ir.graph import Graph, producers
-from qcc.ir.packing import packed_size
+from qcc.ir.layout import Widths
+from qcc.ir.packing import Packing
 from qcc.passmgr.latency import LatencyTable
 from qcc_passes.activations import Site
+from qcc_passes.facts import WeightBlocks
 from qcc_passes.layers import Layer
 
 PEAK = "peak_memory"
@@ -21,7 +23,8 @@ _DEFAULT_BITS = 8
 class CostModel:
     """Costs of layers' weights and of activation sites at given bits.
 
-    ``size`` is bytes of packed weights, ``bits`` the share in the average bits per weight, ``bops``
+    ``size`` is bytes of packed weights, ``bits`` the share in the average bits per weight, both with the exponents that
+    blocks of weights share; ``bops``
     multiply-accumulates times weight bits times activation bits per sample, ``latency`` seconds of the
     calibrated table where there is one, ``peak_memory@i`` the bytes of activations held by operation i.
     """
@@ -32,25 +35,42 @@ class CostModel:
     held: Mapping[str, Mapping[str, int]]
     """Elements that each site holds by ``peak_memory@i``; sites of fixed width are under the empty name."""
     latency: LatencyTable | None
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of each layer's weights."""
+    blocks: WeightBlocks
 
     @classmethod
     def of(
-        cls, graph: Graph, layers: tuple[Layer, ...], sites: Sequence[Site], latency: LatencyTable | None
+        cls,
+        graph: Graph,
+        layers: tuple[Layer, ...],
+        sites: Sequence[Site],
+        latency: LatencyTable | None,
+        blocks: WeightBlocks | None = None,
     ) -> CostModel:
-        """``sites`` are those whose bits may be chosen."""
+        """``sites`` are those whose bits may be chosen; ``blocks`` of weights share exponents."""
         owner = {name: site.name for site in sites for name in site.values}
         made_by = producers(graph)
         operands = {layer.name: made_by[layer.name].operands[0].name for layer in layers}
         reads = {name: owner[operand] for name, operand in operands.items() if operand in owner}
-        return cls(layers, reads, _held(graph, owner), latency)
+        shapes = {layer.name: made_by[layer.name].operands[1].type.shape for layer in layers}
+        return cls(layers, reads, _held(graph, owner), latency, shapes, blocks or WeightBlocks(None))
+
+    def stored(self, layer: Layer, bits: int | Widths) -> tuple[float, float]:
+        """The bytes that a layer's weights take in an artifact, and the bits of each, exponents included."""
+        shape = self.shapes[layer.name]
+        most = bits if isinstance(bits, int) else max(b for _, b in bits.runs)
+        how = Packing(most, self.blocks.of(shape, most) if isinstance(bits, int) else bits)
+        return float(how.size(shape)), how.average(shape)
 
     def layer(self, layer: Layer, weight_bits: int, activation_bits: int | None) -> dict[str, float]:
         """The costs of one layer; None stands for an input of the default width."""
         parameters = sum(each.parameters for each in self.layers)
         bits = activation_bits or _DEFAULT_BITS
+        size, average = self.stored(layer, weight_bits)
         costs = {
-            "size": float(packed_size(layer.parameters, weight_bits)),
-            "bits": layer.parameters * weight_bits / parameters,
+            "size": size,
+            "bits": layer.parameters * average / parameters,
             "bops": float(layer.macs * weight_bits * bits),
         }
         if self.latency is not None:

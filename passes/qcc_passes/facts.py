@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Final
 
 from qcc.errors import PassError
-from qcc.ir.layout import Widths
+from qcc.ir.layout import Blocks, Widths
 from qcc.ir.types import Quant
 from qcc_passes.histogram import Histogram
 from qcc_passes.observers import Observer
@@ -49,6 +50,25 @@ class BiasCorrections:
 
     accepted: tuple[str, ...]
     refused: tuple[str, ...]
+
+
+_BYTE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBlocks:
+    """The blocks of weights that are to share exponents; None: there are to be none."""
+
+    blocks: Blocks | None
+
+    def of(self, shape: Sequence[int], bits: int) -> Blocks | None:
+        """Those of weights [O, C, ...] of ``bits`` bits; None where they would not pay.
+
+        Weights of 8 bits have none, nor those that read fewer channels than half a block.
+        """
+        if self.blocks is None or bits == _BYTE or 2 * shape[1] < self.blocks.size:
+            return None
+        return self.blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from qcc.errors import BudgetError
 from qcc.ir.graph import Graph
 from qcc.ir.layout import Widths
-from qcc.ir.packing import packed_size
 from qcc_passes.assignment import Assignment, Choice, Group, assign
 from qcc_passes.channel_errors import ChannelErrors
 from qcc_passes.channel_splits import Split, splits
+from qcc_passes.costs import CostModel
 from qcc_passes.facts import BitPlan
 from qcc_passes.layers import Layer
 
@@ -61,11 +61,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """Makes candidates for ``layers``: blocks of ``align`` channels (None: by their number) of ``widths``."""
+    """Makes candidates of the layers of ``costs``: blocks of ``align`` channels, or by their number, of ``widths``."""
 
-    layers: Sequence[Layer]
+    costs: CostModel
     widths: tuple[int, ...]
     align: int | None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.costs.layers
 
     def within(
         self, graph: Graph, errors: ChannelErrors, bits: Mapping[str, int], *, rearranged: bool
@@ -76,7 +80,7 @@ class Drafter:
         free = {layer.name: self._splits(errors[layer.name]) for layer in layers}
         options = {n: [s for s in some if s.total <= plain[n].total] for n, some in free.items()}
         averages = {n: min([*options[n], plain[n]], key=lambda s: s.error) for n in plain}
-        budget = {"size": sum(_size(layer, plain[layer.name]) for layer in layers)}
+        budget = {"size": sum(self._choice(layer, plain[layer.name]).costs["size"] for layer in layers)}
         if not rearranged:
             yield self._solved(BY_LAYER, graph, layers, {n: [s] for n, s in plain.items()}, {}, rearranged)
         yield self._solved("averages by layer", graph, layers, {n: [s] for n, s in averages.items()}, {}, rearranged)
@@ -121,30 +125,24 @@ class Drafter:
         rearranged: bool,
     ) -> Candidate:
         """The least predicted error among ``options`` within ``budgets``. Raises BudgetError."""
-        parameters = sum(layer.parameters for layer in self.layers)
         groups = [
-            Group(layer.name, tuple(_choice(layer, split, parameters) for split in options[layer.name]))
-            for layer in layers
+            Group(layer.name, tuple(self._choice(layer, split) for split in options[layer.name])) for layer in layers
         ]
         solved = assign(groups, budgets)
         picked = [(g.name, options[g.name][pick]) for g, pick in zip(groups, solved.picks, strict=True)]
         chosen = tuple(GroupedLayer(n, Widths.of(0, np.array(s.bits)).runs, s.error) for n, s in picked)
         return Candidate(name, graph, rearranged, chosen, solved)
 
+    def _choice(self, layer: Layer, split: Split) -> Choice:
+        """One split as the integer program has it."""
+        widths = Widths.of(0, np.array(split.bits))
+        most = max(split.bits)
+        size, average = self.costs.stored(layer, widths if len(widths.runs) > 1 else most)
+        share = layer.parameters / sum(each.parameters for each in self.layers)
+        bops = layer.macs * split.total / len(split.bits) * 8
+        return Choice(most, 8, split.error, {"bits": share * average, "size": size, "bops": bops})
+
 
 def _block(channels: int) -> int:
     """Channels of a block of a layer of so many."""
     return min(max(1 << (channels // _BLOCKS).bit_length() - 1 if channels >= _BLOCKS else 1, _LEAST), _MOST)
-
-
-def _size(layer: Layer, split: Split) -> float:
-    """The bytes that the weights take, group by group."""
-    fan_in = layer.parameters // len(split.bits)
-    return float(sum(packed_size(n * fan_in, b) for n, b in Widths.of(0, np.array(split.bits)).runs))
-
-
-def _choice(layer: Layer, split: Split, parameters: int) -> Choice:
-    """One split as the integer program has it."""
-    share = split.total / len(split.bits)
-    costs = {"bits": layer.parameters * share / parameters, "size": _size(layer, split), "bops": layer.macs * share * 8}
-    return Choice(max(split.bits), 8, split.error, costs)

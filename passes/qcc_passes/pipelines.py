@@ -35,6 +35,9 @@ NARROW: Final = ("mixed-precision", "assign-bits")
 GROUPS: Final = "precision-groups"
 """Runs on request, after these: bits inside layers."""
 
+BLOCKS: Final = "rearrange-blocks"
+"""Runs on request, before bits are chosen: weights that share exponents."""
+
 TAILS: Final = "activation-tails"
 """Runs on request, once grids are chosen."""
 
@@ -47,7 +50,7 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
 
     Raises ConfigError when ``options`` names a pass that is not in the pipeline.
     """
-    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, GROUPS, WIDEN, TAILS}):
+    if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, BLOCKS, GROUPS, WIDEN, TAILS}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
     start = DEFAULT.index("equalize")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
@@ -66,4 +69,9 @@ def _choosing_bits(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} both choose bits: give options for one of them")
     measured = [n for i, n in enumerate(SENSITIVITIES) if n in options or ("mixed-precision" in chosen and i < 2)]
-    return [*measured, *chosen, *(name for name in (GROUPS, WIDEN) if name in options)]
+    return [
+        *(name for name in (BLOCKS,) if name in options),
+        *measured,
+        *chosen,
+        *(name for name in (GROUPS, WIDEN) if name in options),
+    ]

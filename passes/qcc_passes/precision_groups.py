@@ -20,7 +20,8 @@ from qcc_passes.channel_errors import ChannelErrors, channel_errors
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
 from qcc_passes.channel_orders import reordered
 from qcc_passes.channel_rules import channel_axis
-from qcc_passes.facts import BitPlan
+from qcc_passes.costs import CostModel
+from qcc_passes.facts import BitPlan, WeightBlocks
 from qcc_passes.group_candidates import BY_LAYER, Candidate, Drafter, GroupedLayer
 from qcc_passes.head import Head, fitting_part, head
 from qcc_passes.samples import samples_in
@@ -92,7 +93,8 @@ class PrecisionGroups(Pass):
         if known is None and not self.budgets:
             raise ConfigError(f"{self.name}: give budgets, or run a pass that chooses bits by layer before it")
         errors = self._errors(top, widths, ctx)
-        drafts = self._drafts(graph, top, errors, Drafter(top.layers, widths, self.align), known)
+        costs = CostModel.of(top.graph, top.layers, (), None, ctx.facts.find(WeightBlocks))
+        drafts = self._drafts(graph, top, errors, Drafter(costs, widths, self.align), known)
         activation_bits = known.activation_bits if known else {}
         best, tried = self._best(graph, drafts, activation_bits, ctx)
         plan, solved = best.plan(activation_bits), best.solved

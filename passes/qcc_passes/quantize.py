@@ -16,7 +16,7 @@ from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc_passes.facts import BitPlan, Ranges
+from qcc_passes.facts import BitPlan, Ranges, WeightBlocks
 from qcc_passes.layers import layers
 from qcc_passes.quantize_attach import attach, check_ops, free_concats
 from qcc_passes.quantize_grids import GridClass, grid_classes, is_cheap_to_widen, summed_bits
@@ -25,8 +25,6 @@ from qcc_passes.quantize_weights import Granularity, WeightRange, weight_quant
 
 PROBABILITY: Final = Quant(8, False, (Dyadic(1, 8),))
 """The grid of a softmax's result: code / 256."""
-
-_BYTE: Final = 8
 
 _WIDE_STEPS: Final = 20
 """The largest magnitude seen takes 2**19 to 2**20 steps of a 32-bit grid; 2**11 times as much still fits."""
@@ -39,7 +37,8 @@ class Quantize(Pass):
     couples share one grid. Weights are symmetric and signed, per output channel or per tensor.
     With ``weight_block``, as many input channels, at one tap of the kernel, share an exponent of
     ``exponent_bits`` bits: their codes are mantissas of the weight bits, shifted by it. Weights of 8 bits, and
-    those that read fewer channels than half a block, stay as they are.
+    those that read fewer channels than half a block, stay as they are. Without it, blocks are those of
+    ``rearrange-blocks``, if it ran.
     A measured ``BitPlan`` overrides ``weight_bits`` and ``activation_bits`` where it names a value,
     and ``end_bits`` the weights of the first and last layer. Outputs of the graph that nothing else
     reads take a fine 32-bit grid (``wide_outputs``), averages that only dense layers read one of up
@@ -80,19 +79,20 @@ class Quantize(Pass):
         widths = self._weight_bits(graph, ctx)
         plan = ctx.facts.find(BitPlan)
         groups = plan.widths if plan is not None else {}
+        blocks = self._blocks(ctx)
 
         def weight_grid(layer: str, weights: NDArray[Any]) -> Quant:
             bits = widths.get(layer, self.weight_bits)
-            layout = groups.get(layer) or self._blocks(bits, weights)
+            layout = groups.get(layer) or blocks.of(weights.shape, bits)
             return weight_quant(weights, bits, self.weight_granularity, self.weight_range, layout)
 
         return attach(graph, grids, weight_grid)
 
-    def _blocks(self, bits: int, weights: NDArray[Any]) -> Blocks | None:
-        """The blocks that share exponents in weights of ``bits`` bits; None where they would not pay."""
-        if self.weight_block is None or bits == _BYTE or 2 * weights.shape[1] < self.weight_block:
-            return None
-        return Blocks(self.weight_block, self.exponent_bits)
+    def _blocks(self, ctx: PassContext) -> WeightBlocks:
+        """The blocks that share exponents: those of the options, else those that were decided on before."""
+        if self.weight_block is not None:
+            return WeightBlocks(Blocks(self.weight_block, self.exponent_bits))
+        return ctx.facts.find(WeightBlocks) or WeightBlocks(None)
 
     def _check_options(self, graph: Graph, ctx: PassContext) -> None:
         for what, bits, able in (

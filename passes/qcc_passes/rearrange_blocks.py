@@ -18,7 +18,7 @@ from qcc.passmgr.plugins import make_pass
 from qcc_passes.acceptance import Court, better
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
 from qcc_passes.channel_orders import reordered
-from qcc_passes.facts import BitPlan, Ranges
+from qcc_passes.facts import BitPlan, Ranges, WeightBlocks
 from qcc_passes.layers import LAYER_KINDS, groups_of
 from qcc_passes.levels import block_error
 from qcc_passes.moments import input_moments
@@ -37,8 +37,9 @@ _POSITIONS: Final = 4096
 class RearrangeBlocks(RearrangeChannels):
     """Order the channels of free classes so that blocks of them, as weights read them, share exponents well.
 
-    Blocks are those of ``quantize`` with ``weight_block`` = ``block`` and the same ``exponent_bits``, its weights of
-    ``bits`` bits. Channels are ordered by cost as in ``rearrange-channels`` (K-sort); a class takes its order only
+    Blocks have ``block`` channels and exponents of ``exponent_bits`` bits, as with those options of ``quantize``, which
+    then takes them from here, as passes that count what weights take do; the weights compared have ``bits`` bits.
+    Channels are ordered by cost as in ``rearrange-channels`` (K-sort); a class takes its order only
     where the error falls that rounding to nearest on the best exponents leaves in the outputs of the layers that read
     it, each relative to its output, inputs being those of ``samples`` calibration samples.
 
@@ -51,17 +52,22 @@ class RearrangeBlocks(RearrangeChannels):
     accepts: ClassVar[Stage] = Stage.FLOAT
     yields: ClassVar[Stage] = Stage.FLOAT
     needs: ClassVar[tuple[type, ...]] = (CalibrationData, Ranges)
-    gives: ClassVar[tuple[type, ...]] = (ChannelOrders,)
+    gives: ClassVar[tuple[type, ...]] = (ChannelOrders, WeightBlocks)
 
     by: By = "reading"
     block: int = Field(default=32, ge=4, le=512)
     exponent_bits: int = Field(default=2, ge=1, le=3)
     bits: int = Field(default=4, ge=2, le=7)
+    rearrange: bool = Field(default=True, description="false: blocks are those of the channels' own order")
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph, rearranged where it pays. Raises ConfigError where the data do not fit."""
+        ctx.facts.put(WeightBlocks(Blocks(self.block, self.exponent_bits)))
         groups = ctx.analyses(channel_groups, graph)
+        if not self.rearrange:
+            ctx.facts.put(ChannelOrders(tuple((c.channels, c.channels) for c in groups.free)))
+            return graph
         costs = self._costs(graph, groups, ctx)
         readers = self._readers(graph, ctx)
         taken: dict[int, int] = {}
@@ -87,8 +93,11 @@ class RearrangeBlocks(RearrangeChannels):
 
     def _pays(self, graph: Graph, moved: Graph, ctx: PassContext) -> bool:
         """Whether ``moved`` is better than ``graph`` on held-out data once both are compiled."""
-        options = {"weight_bits": self.bits, "weight_block": self.block, "exponent_bits": self.exponent_bits}
-        passes = (make_pass("quantize", options), make_pass("round-weights"), make_pass("bias-correct"))
+        passes = (
+            make_pass("quantize", {"weight_bits": self.bits}),
+            make_pass("round-weights"),
+            make_pass("bias-correct"),
+        )
         court = Court.of(graph, ctx, passes, self.held_out)
         plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
         before, after = (court.score(g, plan) for g in (graph, moved))

@@ -18,7 +18,7 @@ from qcc.passmgr.latency import LatencyTable
 from qcc_passes.activations import Site, activation_sites, fit
 from qcc_passes.assignment import Choice, Group
 from qcc_passes.costs import LATENCY, PEAK, CostModel
-from qcc_passes.facts import BitPlan, Ranges
+from qcc_passes.facts import BitPlan, Ranges, WeightBlocks
 from qcc_passes.head import Head
 from qcc_passes.perturbation import Option, Perturbations
 from qcc_passes.scoring import Score, Scorer, Trial
@@ -70,7 +70,8 @@ class Scene:
             for layer in top.layers
             for bits in widths[layer.name]
         }
-        costs = CostModel.of(top.graph, top.layers, sites, ctx.facts.find(LatencyTable))
+        blocks = ctx.facts.find(WeightBlocks)
+        costs = CostModel.of(top.graph, top.layers, sites, ctx.facts.find(LatencyTable), blocks)
         return cls(top, sites, widths, site_widths, costs, arrays, rounded, ctx.facts.find(Ranges))
 
     def programs(self, objectives: Sequence[str], ctx: PassContext) -> list[Program]:

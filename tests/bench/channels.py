@@ -39,7 +39,7 @@ from qcc.passmgr.plugins import make_pass
 from qcc.passmgr.target import NARROW_BITS, Capabilities
 from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
 from qcc.verify.ort import OrtModel
-from qcc_passes.facts import BitPlan
+from qcc_passes.facts import BitPlan, WeightBlocks
 from qcc_passes.layers import layers
 
 MODELS: Final = ("kws_dscnn", "resnet20_cifar10", "squeezenet1_1", "mobilenet_v2_fc8")
@@ -138,6 +138,7 @@ class Draw:
 
     def result(self, method: str, weights: int, activations: int) -> dict[str, Any]:
         """Compile by ``method``, and judge."""
+        self.ctx.facts.put(WeightBlocks(None))
         self.ctx.facts.put(self.mixed if method in BY_LAYER else BitPlan({}, {}))
         between, options = recipe(method, self.budget)
         passes = [make_pass(name, given) for name, given in between]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from grouped_network import context, network
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,26 +21,19 @@ from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Stage, Value, constant, constants, rewrite
 from qcc.ir.layout import Blocks, Widths
 from qcc.ir.packing import Packing, packed_size, packing
-from qcc.ir.types import BATCH, Dyadic, Quant
+from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.context import PassContext
-from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
-from qcc.passmgr.target import NARROW_BITS, Capabilities
 from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
-from qcc_passes.acceptance import Court
-from qcc_passes.bias_correct import BiasCorrect
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_groups import channel_groups
 from qcc_passes.channel_orders import reordered
 from qcc_passes.dyadic import Dyadic as DyadicPass
-from qcc_passes.facts import BitPlan
 from qcc_passes.levels import round_on
 from qcc_passes.quantize import Quantize
 from qcc_passes.quantize_weights import weight_quant
-from qcc_passes.rearrange_blocks import RearrangeBlocks
-from qcc_passes.rearrange_channels import ChannelOrders, RearrangeChannels
 from qcc_passes.round_weights import RoundWeights
 from qcc_passes.rounding import damped, output_error
 from qcc_targets.c.target import CTarget
@@ -182,32 +176,6 @@ def test_each_channel_keeps_to_its_width() -> None:
     assert np.allclose(made.dequantize(codes), best[0], rtol=1e-5)
 
 
-def network(seed: int = 3) -> Graph:
-    """Convolutions with and without groups, and a dense layer; input channels of very different weights."""
-    b, rng = GraphBuilder("net"), np.random.default_rng(seed)
-    x = b.input("x", (BATCH, 12, 5, 5))
-
-    def conv(x: Value, outputs: int, groups: int, size: int) -> Value:
-        inputs = x.type.shape[1] // groups
-        shape = (outputs, inputs, size, size)
-        w = rng.normal(size=shape) * np.exp(rng.normal(size=(1, inputs, 1, 1)))
-        window: dict[str, Any] = {"strides": (1, 1), "dilations": (1, 1), "pads": (size // 2,) * 4}
-        operands = [x, b.constant(w.astype(np.float32), "w"), b.constant(np.zeros(outputs, np.float32), "b")]
-        return b.op("conv2d", operands, groups=groups, lo=0.0, **window)
-
-    y = conv(conv(conv(x, 40, 1, 3), 40, 2, 1), 24, 1, 3)
-    y = b.op("reduce_mean", [y], axes=(2, 3), keepdims=False)
-    w = rng.normal(size=(10, 24)).astype(np.float32)
-    return b.graph([b.op("dense", [y, b.constant(w, "w"), b.constant(np.zeros(10, np.float32), "b")])])
-
-
-def context(seed: int = 4) -> PassContext:
-    ctx = PassContext(capabilities=Capabilities(weight_bits=NARROW_BITS, activation_bits=frozenset({8, 16})))
-    rng = np.random.default_rng(seed)
-    ctx.facts.put(CalibrationData({"x": rng.normal(size=(64, 12, 5, 5)).astype(np.float32)}))
-    return ctx
-
-
 def compiled(graph: Graph, *passes: Any) -> Graph:
     return Pipeline((Calibrate(), *passes)).run(graph, context())
 
@@ -309,58 +277,3 @@ def test_widths_move_with_their_channels() -> None:
     assert moved is not None
     assert isinstance(moved.layout, Widths)
     assert moved.layout.runs == ((4, 8), (16, 4), (20, 8))  # the reader has two groups of 20 channels
-
-
-def chain(sizes: Array) -> Graph:
-    """A convolution, and one that reads its 16 channels with weights of ``sizes`` [rows, 16]."""
-    b, rng = GraphBuilder("chain"), np.random.default_rng(1)
-    window: dict[str, Any] = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "groups": 1}
-    y = b.input("x", (BATCH, 12, 5, 5))
-    for sizes_ in (np.ones((16, 12)), sizes):
-        w = (rng.uniform(0.7, 1, sizes_.shape) * sizes_ * rng.choice([-1, 1], sizes_.shape))[..., None, None]
-        zeros = np.zeros(len(w), np.float32)
-        y = b.op("conv2d", [y, b.constant(w.astype(np.float32), "w"), b.constant(zeros, "b")], **window)
-    return b.graph([y])
-
-
-def squared_error(graph: Graph) -> float:
-    """Of the output when the weights of the last layer have 4 bits, in blocks, rounded to nearest."""
-    x = {"x": np.random.default_rng(7).normal(size=(64, 12, 5, 5)).astype(np.float32)}
-    (name,) = (v.name for v in graph.outputs)
-    ctx = context()
-    ctx.facts.put(BitPlan({name: 4}, {}))
-    quantized = Pipeline((Calibrate(), Quantize(weight_block=8))).run(graph, ctx)
-    return float(np.square(evaluate(quantized, x)[name] - evaluate(graph, x)[name]).sum())
-
-
-def test_channels_move_where_blocks_gain() -> None:
-    graph = chain(np.tile([1.6, 6.0], (96, 8)))
-    ctx = context()
-    ctx.facts.put(BitPlan({graph.outputs[0].name: 4}, {}))
-    moved = Pipeline((Calibrate(), RearrangeBlocks(block=8))).run(graph, ctx)
-    assert ctx.facts.get(ChannelOrders).moved > 0
-    assert squared_error(moved) < 0.8 * squared_error(graph)
-
-
-def test_channels_stay_where_the_order_would_cost() -> None:
-    """Each half of the channels is large for one half of the rows, so that sorting by the largest weight mixes them."""
-    graph = chain(np.kron([[1.0, 6.0], [6.0, 1.0]], np.ones((3, 8))))
-    assert squared_error(Pipeline((RearrangeChannels(by="reading"),)).run(graph, context())) > squared_error(graph)
-    ctx = context()
-    ctx.facts.put(BitPlan({graph.outputs[0].name: 4}, {}))
-    stayed = Pipeline((Calibrate(), RearrangeBlocks(block=8))).run(graph, ctx)
-    assert ctx.facts.get(ChannelOrders).moved == 0
-    assert squared_error(stayed) == squared_error(graph)
-
-
-@pytest.mark.parametrize(("seed", "pays"), [(7, True), (10, False)])
-def test_channels_stay_where_the_compiled_network_would_lose(seed: int, pays: bool) -> None:
-    graph, ctx = network(seed), context(seed)
-    calibrated = Pipeline((Calibrate(),)).run(graph, ctx)
-    court = Court.of(calibrated, ctx, (Quantize(weight_bits=4, weight_block=8), RoundWeights(), BiasCorrect()), 0.4)
-    ordered = RearrangeBlocks(block=8).run(calibrated, ctx)
-    before, after = (court.score(g, BitPlan({}, {})) for g in (calibrated, ordered))
-    assert (ctx.facts.get(ChannelOrders).moved > 0) == pays
-    assert (after.soft < before.soft) == pays
-    assert after.soft <= before.soft
-    assert after.kl <= before.kl

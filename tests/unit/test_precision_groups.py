@@ -27,6 +27,7 @@ from qcc_passes.bias_correct import BiasCorrect
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_errors import channel_errors
 from qcc_passes.channel_splits import splits
+from qcc_passes.costs import CostModel
 from qcc_passes.dyadic import Dyadic
 from qcc_passes.facts import BitPlan
 from qcc_passes.group_candidates import Drafter
@@ -199,8 +200,11 @@ def test_blocks_grow_with_layers() -> None:
     rng = np.random.default_rng(0)
     for channels, block in ((16, 4), (64, 4), (128, 8), (200, 8), (256, 16), (2048, 16)):
         table = np.array([[4.0], [1.0]]) * rng.uniform(size=channels)
-        (layer,) = head(dense(channels)).layers
-        drafts = Drafter((layer,), (2, 4), None).below(network(), {layer.name: table}, {"bits": 3}, {}, rearranged=True)
+        top = head(dense(channels))
+        (layer,) = top.layers
+        drafts = Drafter(CostModel.of(top.graph, top.layers, (), None), (2, 4), None).below(
+            network(), {layer.name: table}, {"bits": 3}, {}, rearranged=True
+        )
         ends = np.cumsum([n for n, _ in next(iter(drafts)).layers[0].runs])[:-1]
         assert len(ends)
         assert not (ends % block).any()
