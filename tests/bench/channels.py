@@ -18,7 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -39,7 +39,7 @@ from qcc.passmgr.plugins import make_pass
 from qcc.passmgr.target import NARROW_BITS, Capabilities
 from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
 from qcc.verify.ort import OrtModel
-from qcc_passes.facts import BitPlan, WeightBlocks
+from qcc_passes.facts import BitPlan, Ranges, WeightBlocks
 from qcc_passes.layers import layers
 
 MODELS: Final = ("kws_dscnn", "resnet20_cifar10", "squeezenet1_1", "mobilenet_v2_fc8")
@@ -102,6 +102,7 @@ class Draw:
     ctx: PassContext
     evaluation: NDArray[Any]
     exact: NDArray[Any]
+    ready: dict[str, tuple[Graph, BitPlan]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: str, number: int, limit: int | None, cache: Path) -> Draw:
@@ -115,6 +116,11 @@ class Draw:
         evaluation = case.evaluation[:limit].astype(np.float32)
         (exact,) = OrtModel(case.path).run_batched({case.input: evaluation}, 16).values()
         return cls(case, graph, ctx, evaluation, exact)
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """As they were calibrated."""
+        return self.ctx.facts.get(Ranges)
 
     @property
     def budget(self) -> float:
@@ -136,18 +142,28 @@ class Draw:
         Pipeline(passes).run(self.graph, self.ctx)
         return self.ctx.facts.get(BitPlan)
 
+    def prepared(self, method: str) -> tuple[Graph, BitPlan]:
+        """The graph and the bits that go into quantize, for activations of any width."""
+        if method not in self.ready:
+            self.ctx.facts.put(WeightBlocks(None))
+            self.ctx.facts.put(self.mixed if method in BY_LAYER else BitPlan({}, {}))
+            between, _ = recipe(method, self.budget)
+            graph = Pipeline(tuple(make_pass(name, given) for name, given in between)).run(self.graph, self.ctx)
+            self.ready[method] = graph, self.ctx.facts.get(BitPlan)
+        return self.ready[method]
+
     def result(self, method: str, weights: int, activations: int) -> dict[str, Any]:
         """Compile by ``method``, and judge."""
+        graph, plan = self.prepared(method)
+        self.ctx.facts.put(plan)
         self.ctx.facts.put(WeightBlocks(None))
-        self.ctx.facts.put(self.mixed if method in BY_LAYER else BitPlan({}, {}))
-        between, options = recipe(method, self.budget)
-        passes = [make_pass(name, given) for name, given in between]
-        if activations < 8:
-            passes.append(make_pass("widen-residuals", {"bits": 8}))
+        self.ctx.facts.put(self.ranges)
+        _, options = recipe(method, self.budget)
+        passes = [make_pass("widen-residuals", {"bits": 8})] if activations < 8 else []
         bits = {"weight_bits": weights, "activation_bits": activations}
         passes += [make_pass("quantize", {**bits, **options})]
         passes += [make_pass(name) for name in ("round-weights", "bias-correct", "dyadic")]
-        integer = Pipeline(tuple(passes)).run(self.graph, self.ctx)
+        integer = Pipeline(tuple(passes)).run(graph, self.ctx)
         (value,) = integer.inputs
         grid, outcome = value.type.quant, integer.outputs[0].type.quant
         if grid is None or outcome is None:
