@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from qcc.ir.graph import Graph, Op, Stage, constant, constants, fresh_name, rewrite
+from qcc.ir.graph import Graph, Op, Stage, constant, constants
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc_passes.facts import BiasCorrections
-from qcc_passes.layers import layers
+from qcc_passes.layers import layers, own_biases
 from qcc_passes.samples import affordable, elements, parts, samples_in
 from qcc_passes.sweep import Step, Sweep
 
@@ -51,7 +51,7 @@ class BiasCorrect(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with corrected biases, each a constant of its layer's own."""
-        graph = _own_biases(graph)
+        graph = own_biases(graph)
         data = ctx.facts.get(CalibrationData)
         runs = parts(graph, data, self.samples or affordable(graph), _RUN, 4 * elements(graph))
         names = [layer.name for layer in layers(graph)]
@@ -114,21 +114,3 @@ def _errors(o: Op, exact: Array, quantized: Array) -> Array:
 
 def _bias(o: Op, arrays: dict[str, Array]) -> Array | None:
     return arrays.get(o.operands[2].name) if o.kind in ("conv2d", "dense") else None
-
-
-def _own_biases(graph: Graph) -> Graph:
-    """``graph`` in which no two layers share a bias."""
-    taken = {v.name for o in graph.ops for v in o.results} | {v.name for v in graph.inputs}
-    arrays = constants(graph)
-    seen: set[str] = set()
-
-    def copied(o: Op) -> list[Op] | None:
-        if (array := _bias(o, arrays)) is None or o.operands[2].name not in seen:
-            seen.update(v.name for v in o.operands)
-            return None
-        name = fresh_name(f"{o.result.name}.bias", taken)
-        taken.add(name)
-        bias = constant(name, array)
-        return [bias, Op(o.kind, (*o.operands[:2], bias.result, *o.operands[3:]), o.results, o.attrs)]
-
-    return rewrite(graph, copied)

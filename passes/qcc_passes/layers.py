@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qcc.ir.graph import Graph, Op, producers
+from qcc.ir.graph import Graph, Op, constant, constants, fresh_name, producers, rewrite
 
 LAYER_KINDS = ("conv2d", "dense")
 
@@ -41,3 +41,21 @@ def layers(graph: Graph) -> tuple[Layer, ...]:
 def groups_of(o: Op) -> int:
     """How many groups of channels a layer keeps apart."""
     return o.int_attr("groups") if o.kind == "conv2d" else 1
+
+
+def own_biases(graph: Graph) -> Graph:
+    """``graph`` in which no two layers share a bias."""
+    taken = {v.name for o in graph.ops for v in o.results} | {v.name for v in graph.inputs}
+    arrays = constants(graph)
+    seen: set[str] = set()
+
+    def copied(o: Op) -> list[Op] | None:
+        if o.kind not in LAYER_KINDS or o.operands[2].name not in arrays or o.operands[2].name not in seen:
+            seen.update(v.name for v in o.operands)
+            return None
+        name = fresh_name(f"{o.result.name}.bias", taken)
+        taken.add(name)
+        bias = constant(name, arrays[o.operands[2].name])
+        return [bias, Op(o.kind, (*o.operands[:2], bias.result, *o.operands[3:]), o.results, o.attrs)]
+
+    return rewrite(graph, copied)

@@ -61,6 +61,20 @@ class Moments:
             self.drift.cross += other.drift.cross
             self.drift.mean += other.drift.mean
 
+    def centred(self) -> tuple[Array, Array]:
+        """Covariances [G, K, K], float64: of y, and of x with y."""
+        own = _covariance(self.own, self.mean, self.mean, self.count)
+        if self.drift is None:
+            return own, own
+        return own, own + _covariance(self.drift.cross, self.drift.mean, self.mean, self.count)
+
+    def shift(self, weights: Array, approx: Array) -> Array:
+        """The mean of W x − V y [G, rows] for ``weights`` W and ``approx`` V: what a bias can take back."""
+        found: Array = np.einsum("grk,gk->gr", weights - approx, self.mean.astype(np.float64))
+        if self.drift is not None:
+            found += np.einsum("grk,gk->gr", weights, self.drift.mean.astype(np.float64))
+        return found / self.count
+
     def error(self, weights: Array, approx: Array) -> float:
         """Σ |W x − V y|² for ``weights`` W and ``approx`` V [G, rows, K], less what a bias can take back."""
         difference = weights - approx
@@ -78,6 +92,12 @@ class Moments:
         """tr(L M Rᵀ) of the moment M = Σ l rᵀ less (Σ l)(Σ r)ᵀ / count."""
         shifts = [np.einsum("grk,gk->gr", a, m.astype(np.float64)) for a, m in ((left, left_mean), (right, right_mean))]
         return _product(left, moment, right) - float((shifts[0] * shifts[1]).sum()) / self.count
+
+
+def _covariance(moment: Array, left: Array, right: Array, count: int) -> Array:
+    means = (a.astype(np.float64) / count for a in (left, right))
+    found: Array = moment.astype(np.float64) / count - np.einsum("gk,gl->gkl", *means)
+    return found
 
 
 def _product(left: Array, matrix: Array, right: Array) -> float:

@@ -45,6 +45,10 @@ WIDEN: Final = "widen-residuals"
 """Runs on request, once bits are chosen."""
 
 
+NARROW_STRENGTH: Final = 0.25
+"""Of equalization where weights have fewer than 8 bits: their error weighs more than that of activations."""
+
+
 def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     """From FLOAT to INTEGER by calibration alone; ``options`` are those of the passes, by name.
 
@@ -52,6 +56,8 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     """
     if unknown := sorted(set(options) - {*DEFAULT, *ON_REQUEST, *SENSITIVITIES, *NARROW, BLOCKS, GROUPS, WIDEN, TAILS}):
         raise ConfigError(f"options are given for the pass '{unknown[0]}', which the default pipeline does not have")
+    if _narrow(options):
+        options = {**options, "equalize": {"strength": NARROW_STRENGTH, **options.get("equalize", {})}}
     start = DEFAULT.index("equalize")
     asked = [name for wanted, names in ON_REQUEST.items() if wanted in options for name in names]
     names = [*DEFAULT[:start], *asked, *DEFAULT[start:]]
@@ -59,6 +65,11 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     names[at + 1 : at + 1] = [TAILS] if TAILS in options else []
     names[at:at] = _choosing_bits(options)
     return tuple(make_pass(name, options.get(name)) for name in names)
+
+
+def _narrow(options: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether weights may have fewer than 8 bits."""
+    return options.get("quantize", {}).get("weight_bits", 8) < 8 or any(name in options for name in (*NARROW, GROUPS))
 
 
 def _choosing_bits(options: Mapping[str, Mapping[str, Any]]) -> list[str]:

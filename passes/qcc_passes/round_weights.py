@@ -20,7 +20,7 @@ from qcc.passmgr.facts import CalibrationData
 from qcc.verify.blas import one_thread
 from qcc.verify.layers import without_grids
 from qcc_passes.adaround import adaround
-from qcc_passes.layers import LAYER_KINDS, groups_of
+from qcc_passes.layers import LAYER_KINDS, groups_of, own_biases
 from qcc_passes.levels import round_on
 from qcc_passes.moments import Moments, columns, input_moments
 from qcc_passes.rounding import Solver, compensated, gptq_and_descent
@@ -70,8 +70,9 @@ class RoundWeights(Pass):
     Those with fewer are visited in order, each seeing what the rounded ones before it compute, and
     aim at the fp32 output, undoing upstream error as well; at 8 bits that would fit noise. A layer keeps
     its rounding to nearest unless the error of its output falls on samples held out from the choice.
+    Errors are those about the mean: what rounding does to a channel's mean, its bias takes back.
     ``samples`` of the calibration data are used, by default more for smaller networks, and of each
-    layer's output ``positions`` places on them.
+    layer's output ``positions`` places on them, twice as many where layers are visited in order.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -84,18 +85,21 @@ class RoundWeights(Pass):
     method: Method = Field(default="gptq", description="gptq: with coordinate descent; adaround: the better neighbour")
     compensate_below: int = Field(default=8, ge=2, le=9, description="aim at the fp32 output below so many bits")
     samples: int | None = Field(default=None, ge=2, description="calibration samples to use")
-    positions: int = Field(default=8_192, ge=16, description="output positions per layer, over all samples")
+    positions: int = Field(
+        default=8_192, ge=16, description="output positions per layer, over all samples; twice as many in order"
+    )
     damping: float = Field(default=0.01, gt=0, description="share of the mean diagonal added to the Gram matrix")
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with rounded weights. Raises ConfigError where the data do not fit."""
         bits = {o.result.name: b for o in graph.ops if (b := self._bits(o)) is not None}
-        alone = [o for o in graph.ops if bits.get(o.result.name, 0) >= self.compensate_below]
         verdicts: list[Rounded] = []
         fitted, held = self._parts(graph, ctx)
         if bits and not (fitted and held):
             ctx.log.warning("%s: weights stay as they are: too few calibration samples to hold some out", self.name)
-            bits, alone = {}, []
+            bits = {}
+        graph = own_biases(graph) if bits else graph
+        alone = [o for o in graph.ops if bits.get(o.result.name, 0) >= self.compensate_below]
         if alone:
             graph = self._round_alone(graph, alone, fitted, held, verdicts, ctx)
         if len(alone) < len(bits):
@@ -134,7 +138,7 @@ class RoundWeights(Pass):
         changed: dict[str, Op] = {}
 
         def decide(o: Op) -> tuple[Rounded, Sequence[Op]]:
-            return self._decide(o, arrays[o.operands[1].name], fit[o.result.name], judge[o.result.name], ctx)
+            return self._decide(o, arrays, fit[o.result.name], judge[o.result.name], ctx)
 
         with one_thread(), ThreadPoolExecutor(ctx.threads) as pool:
             for done, (verdict, made) in enumerate(pool.map(decide, chosen), 1):
@@ -148,7 +152,7 @@ class RoundWeights(Pass):
     ) -> Graph:
         """Layers below ``compensate_below`` bits, on what the ones before them compute."""
         arrays = constants(graph)
-        places = self._places([*fitted, *held])
+        places = 2 * self._places([*fitted, *held])
         done = 0
 
         def revise(step: Step) -> Sequence[Op]:
@@ -157,7 +161,7 @@ class RoundWeights(Pass):
                 return ()
             moments = [self._drifted(step, index, places, ctx) for index in range(len(fitted) + len(held))]
             fit, judge = _total(moments[: len(fitted)]), _total(moments[len(fitted) :])
-            verdict, made = self._decide(step.op, arrays[step.op.operands[1].name], fit, judge, ctx)
+            verdict, made = self._decide(step.op, arrays, fit, judge, ctx)
             verdicts.append(verdict)
             done += 1
             ctx.progress(self.name, done, todo)
@@ -174,10 +178,11 @@ class RoundWeights(Pass):
         return Moments.of(quantized, exact)
 
     def _decide(
-        self, o: Op, weights: Array, fit: Moments, judge: Moments, ctx: PassContext
+        self, o: Op, arrays: Mapping[str, Array], fit: Moments, judge: Moments, ctx: PassContext
     ) -> tuple[Rounded, Sequence[Op]]:
-        """The verdict on rounding the ``weights`` of ``o``, and the new constant if it is accepted."""
+        """The verdict on rounding the weights of ``o``, and the new constants if it is accepted."""
         weight = o.operands[1]
+        weights, bias = arrays[weight.name], arrays[o.operands[2].name]
         plain = _snapped(weight, weights)
         groups = groups_of(o)
         real, near = (a.astype(np.float64).reshape(groups, len(a) // groups, -1) for a in (weights, plain))
@@ -187,14 +192,15 @@ class RoundWeights(Pass):
         verdict = Rounded(o.result.name, grid.bits, before, after, after < before)
         said = "rounded" if verdict.accepted else "kept as it was"
         ctx.log.debug("%s: %s %s, error %.3g -> %.3g", self.name, verdict.layer, said, before, after)
+        if not verdict.accepted:
+            return verdict, ()
         made = constant(weight.name, best.reshape(weights.shape).astype(np.float32), quant=grid)
-        return verdict, (made,) if verdict.accepted else ()
+        shift = fit.shift(real, best).reshape(-1)
+        return verdict, (made, constant(o.operands[2].name, (bias + shift).astype(np.float32)))
 
     def _rounded(self, real: Array, grid: Quant, fit: Moments, shape: tuple[int, ...]) -> tuple[Array, Quant]:
-        own = fit.own.astype(np.float64) / fit.count
-        target = real
-        if fit.drift is not None:
-            target = compensated(real, own, own + fit.drift.cross.astype(np.float64) / fit.count, self.damping)
+        own, cross = fit.centred()
+        target = real if fit.drift is None else compensated(real, own, cross, self.damping)
         return round_on(target, own, grid, shape, self.damping, _SOLVERS[self.method])
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         print(model, flush=True)
         if chosen.only != "onnxruntime":
             with tempfile.TemporaryDirectory() as folder:
-                row, _ = judge(case, chosen.target, None, Path(folder))
+                row, _ = judge(case, ["-t", chosen.target], None, Path(folder))
             print(f"  qcc {row}", flush=True)
         if chosen.only != "qcc":
             yardstick(case, [r for r in chosen.recipes.split(",") if r])

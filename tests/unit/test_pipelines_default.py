@@ -22,6 +22,21 @@ def test_residuals_are_widened_after_bits_are_chosen_and_only_on_request() -> No
     assert names.index("calibrate") < names.index("widen-residuals")
 
 
+@pytest.mark.parametrize(
+    ("options", "strength"),
+    [
+        ({}, 0.5),
+        ({"quantize": {"weight_bits": 8}}, 0.5),
+        ({"quantize": {"weight_bits": 4}}, 0.25),
+        ({"mixed-precision": {"budgets": {"bits": 4}}}, 0.25),
+        ({"quantize": {"weight_bits": 4}, "equalize": {"strength": 0.75}}, 0.75),
+    ],
+)
+def test_narrow_weights_are_equalized_less(options: dict[str, dict[str, object]], strength: float) -> None:
+    equalize = next(p for p in make_recipe("default", options) if p.name == "equalize")
+    assert equalize.model_dump()["strength"] == strength
+
+
 def test_options_of_a_pass_that_does_not_run_are_an_error() -> None:
     with pytest.raises(ConfigError, match="'fold-relu', which the default pipeline does not have"):
         make_recipe("default", {"fold-relu": {}})

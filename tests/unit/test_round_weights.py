@@ -1,5 +1,6 @@
 """The round-weights pass: lower output error on data it did not fit, or nothing changes."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,25 @@ def test_accepted_weights_lie_on_their_grid() -> None:
         assert quant is not None
         assert quant.bits == 3
         assert np.array_equal(quant.dequantize(quant.quantize(weights[name].array)), weights[name].array)
+
+
+def test_biases_take_back_the_means() -> None:
+    """What rounding does to the mean of a channel is none of the weights' business."""
+    before = network(2)
+    after, report = rounded(before)
+    assert next(r for r in report.layers if r.layer == "conv").accepted
+
+    def means(weights: Array, bias: Array) -> Array:
+        """By channel, of the convolution before its clamp."""
+        o = next(o for o in before.ops if o.result.name == "conv")
+        free = unquantized(replace(o, attrs={k: a for k, a in o.attrs.items() if k not in ("lo", "hi")}))
+        found: Array = _run(free, {**inputs(400, 1), "w1": weights, "b1": bias}).mean(axis=(0, 2, 3))
+        return found
+
+    old, new = constants(before), constants(after)
+    exact = means(old["w1"], old["b1"])
+    alone, corrected = (np.abs(means(new["w1"], bias) - exact).max() for bias in (old["b1"], new["b1"]))
+    assert corrected < alone / 4
 
 
 def test_eight_bits_gain_too() -> None:
