@@ -20,7 +20,8 @@ from qcc.verify.interp import evaluate
 from qcc.verify.layers import LayerTable
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.dyadic import Dyadic
-from qcc_passes.equalize import Equalize, channel_scales
+from qcc_passes.equalize import Equalize
+from qcc_passes.equalize_choice import channel_scales
 from qcc_passes.quantize import Quantize
 
 WINDOW: dict[str, Any] = {"strides": (1, 1), "dilations": (1, 1)}
