@@ -3,11 +3,11 @@
     python tests/bench/channels.py run [MODEL ...] --out channels.jsonl [--draws 5] [--methods …] [--weights 4]
     python tests/bench/channels.py table --out channels.jsonl
 
-The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement) has half a bit per
-weight more, on average, than the methods above it, ends included; ``groups`` are precision groups within its bytes,
-with and without rearrangement, ``groups by budget`` those within the same average. Draws are random parts of the
-calibration data; what is told is of the integer network against fp32 on evaluation data that no choice has
-seen. ``run`` appends a line per result, and leaves out what the file has already.
+The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement or inter-layer terms) has
+half a bit per weight more, on average, than the methods above it, ends included; ``groups`` are precision groups within
+its bytes, with and without rearrangement, ``groups by budget`` those within the same average. Draws are random parts of
+the calibration data; what is told is of the integer network against fp32 on evaluation data that no choice has seen.
+``run`` appends a line per result, and leaves out what the file has already.
 """
 
 # ruff: noqa: T201
@@ -89,6 +89,14 @@ METHODS: Final = (
 )
 
 
+PAIRS: Final = (
+    ("block 32 rearranged", "block 32"),
+    ("groups", "mixed"),
+    ("groups", "groups unsorted"),
+    ("groups by budget", "mixed"),
+)
+"""Methods that are compared draw by draw."""
+
 BY_LAYER: Final = ("mixed", "groups unsorted", "groups")
 """Methods that begin with the bits that mixed-precision gives each layer."""
 
@@ -133,11 +141,11 @@ class Draw:
     @cached_property
     def mixed(self) -> BitPlan:
         """Bits by layer, of half a bit more than 4 on average."""
-        options: dict[str, Any] = {"budgets": {"bits": self.budget}, "tries": 0}
-        measured = ["sensitivity-gauss-newton", "sensitivity-perturbation"]
-        if self.case.name in LARGE:
-            options["objectives"] = ("separate", "uniform")
-            measured = measured[1:]
+        # Without inter-layer terms, whose integer programs take minutes on a busy machine.
+        objectives, measured = ["separate", "uniform"], ["sensitivity-perturbation"]
+        if self.case.name not in LARGE:
+            objectives, measured = [*objectives, "curvature"], ["sensitivity-gauss-newton", *measured]
+        options = {"budgets": {"bits": self.budget}, "tries": 0, "objectives": objectives}
         passes = (*map(make_pass, measured), make_pass("mixed-precision", options))
         Pipeline(passes).run(self.graph, self.ctx)
         return self.ctx.facts.get(BitPlan)
@@ -213,7 +221,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(chosen: argparse.Namespace) -> None:
-    """Means over the draws, and the gain over scales by channel draw by draw, with standard deviations."""
+    """Means over the draws, and gains draw by draw, with standard deviations."""
     print("| model | bits | method | SQNR dB | gain | KL nats | softened | top-1 % | bytes | bits per weight | draws |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     rows = read(chosen.out)
@@ -228,19 +236,39 @@ def table(chosen: argparse.Namespace) -> None:
             if some := [r for r in mine if r["method"] == method]:
                 print("|", " | ".join((model, f"W{weights}A{activations}", method, *_cells(some, base))), "|")
 
+    print()
+    print("| model | bits | method | against | SQNR dB | softened KL | KL ratio | bytes ratio | better, same, worse |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for model, weights, activations in dict.fromkeys(map(kind, rows)):
+        cells = {(r["method"], r["draw"]): r for r in rows if kind(r) == (model, weights, activations)}
+        for first, second in PAIRS:
+            pairs = [(r, cells[second, d]) for (m, d), r in cells.items() if m == first and (second, d) in cells]
+            if pairs:
+                print("|", " | ".join((model, f"W{weights}A{activations}", first, second, *_gains(pairs))), "|")
+
+
+def _gains(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+    """Of one method against another, draw by draw; better is less softened KL."""
+    yield _told([a["sqnr"] - b["sqnr"] for a, b in pairs], 2, "+")
+    for metric, digits in (("soft", 2), ("kl", 2), ("bytes", 4)):
+        yield _told([a[metric] / b[metric] for a, b in pairs], digits)
+    signs = [np.sign(b["soft"] - a["soft"]) for a, b in pairs]
+    yield ", ".join(str(signs.count(s)) for s in (1, 0, -1))
+
+
+def _told(values: Sequence[float], digits: int, sign: str = "") -> str:
+    """Mean and standard deviation."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return f"{np.mean(values):{sign}.{digits}f} ± {deviation:.{digits}f}" if values else "–"
+
 
 def _cells(some: Sequence[Mapping[str, Any]], base: Mapping[int, float]) -> Iterator[str]:
     """Of one method's results by draw; ``base`` is the SQNR of scales by channel in each."""
-
-    def told(values: Sequence[float], digits: int, sign: str = "") -> str:
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        return f"{np.mean(values):{sign}.{digits}f} ± {deviation:.{digits}f}" if values else "–"
-
-    yield told([r["sqnr"] for r in some], 2)
-    yield told([r["sqnr"] - base[r["draw"]] for r in some if r["draw"] in base], 2, "+")
-    yield told([r["kl"] for r in some], 4)
-    yield told([r["soft"] for r in some], 5)
-    yield told([100 * r["top1"] for r in some if "top1" in r], 1)
+    yield _told([r["sqnr"] for r in some], 2)
+    yield _told([r["sqnr"] - base[r["draw"]] for r in some if r["draw"] in base], 2, "+")
+    yield _told([r["kl"] for r in some], 4)
+    yield _told([r["soft"] for r in some], 5)
+    yield _told([100 * r["top1"] for r in some if "top1" in r], 1)
     yield from (f"{np.mean([r['bytes'] for r in some]):.0f}", f"{np.mean([r['bits'] for r in some]):.3f}")
     yield str(len(some))
 
