@@ -145,4 +145,5 @@ class Drafter:
 
 def _block(channels: int) -> int:
     """Channels of a block of a layer of so many."""
-    return min(max(1 << (channels // _BLOCKS).bit_length() - 1 if channels >= _BLOCKS else 1, _LEAST), _MOST)
+    power = max((channels // _BLOCKS).bit_length() - 1, 0)
+    return min(max(1 << power, _LEAST), _MOST)
