@@ -29,7 +29,7 @@ from qcc.ir.bounds import certificates
 from qcc.ir.graph import Graph
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext, Progress
-from qcc.passmgr.facts import CalibrationData
+from qcc.passmgr.facts import CalibrationData, DeviceCosts
 from qcc.passmgr.latency import read_latencies
 from qcc.passmgr.pipeline import Pipeline
 from qcc.passmgr.plugins import make_pass, make_recipe, make_target
@@ -114,6 +114,7 @@ def prepare(config: CompileConfig, progress: Progress | None = None, clock: Cloc
     ctx = PassContext(config.seed, threads, target.capabilities, cache=config.cache)
     if progress is not None:
         ctx.progress = progress
+    ctx.facts.put(DeviceCosts(target.layer_costs))
     if config.latency is not None:
         table = read_latencies(config.latency)
         table.check(model.digest, target.device(), str(config.latency))

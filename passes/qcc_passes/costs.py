@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from qcc.ir.graph import Graph, producers
+from qcc.ir.graph import Graph, Op, producers
 from qcc.ir.layout import Widths
 from qcc.ir.packing import Packing
+from qcc.passmgr.facts import DeviceCosts
 from qcc.passmgr.latency import LatencyTable
 from qcc_passes.activations import Site
 from qcc_passes.facts import WeightBlocks
@@ -27,6 +28,7 @@ class CostModel:
     blocks of weights share; ``bops``
     multiply-accumulates times weight bits times activation bits per sample, ``latency`` seconds of the
     calibrated table where there is one, ``peak_memory@i`` the bytes of activations held by operation i.
+    A device may count more of its own.
     """
 
     layers: tuple[Layer, ...]
@@ -38,6 +40,11 @@ class CostModel:
     shapes: Mapping[str, tuple[int, ...]]
     """Of each layer's weights."""
     blocks: WeightBlocks
+    device: DeviceCosts | None
+    ops: Mapping[str, Op]
+    """By layer."""
+    _known: dict[tuple[str, int, int], Mapping[str, float]] = field(default_factory=dict)
+    """What ``device`` has said."""
 
     @classmethod
     def of(
@@ -47,6 +54,7 @@ class CostModel:
         sites: Sequence[Site],
         latency: LatencyTable | None,
         blocks: WeightBlocks | None = None,
+        device: DeviceCosts | None = None,
     ) -> CostModel:
         """``sites`` are those whose bits may be chosen; ``blocks`` of weights share exponents."""
         owner = {name: site.name for site in sites for name in site.values}
@@ -54,7 +62,8 @@ class CostModel:
         operands = {layer.name: made_by[layer.name].operands[0].name for layer in layers}
         reads = {name: owner[operand] for name, operand in operands.items() if operand in owner}
         shapes = {layer.name: made_by[layer.name].operands[1].type.shape for layer in layers}
-        return cls(layers, reads, _held(graph, owner), latency, shapes, blocks or WeightBlocks(None))
+        ops = {layer.name: made_by[layer.name] for layer in layers}
+        return cls(layers, reads, _held(graph, owner), latency, shapes, blocks or WeightBlocks(None), device, ops)
 
     def stored(self, layer: Layer, bits: int | Widths) -> tuple[float, float]:
         """The bytes that a layer's weights take in an artifact, and the bits of each, exponents included."""
@@ -75,6 +84,11 @@ class CostModel:
         }
         if self.latency is not None:
             costs[LATENCY] = self.latency.of(layer.name, weight_bits) + self.latency.overhead / len(self.layers)
+        if self.device is not None:
+            key = layer.name, weight_bits, bits
+            if key not in self._known:
+                self._known[key] = self.device.of(self.ops[layer.name], weight_bits, bits)
+            costs |= self._known[key]
         return costs
 
     def site(self, site: str, bits: int) -> dict[str, float]:

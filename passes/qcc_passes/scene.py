@@ -14,6 +14,7 @@ from qcc.ir.graph import constants, producers
 from qcc.ir.types import Quant
 from qcc.passmgr.candidates import LayerFacts
 from qcc.passmgr.context import PassContext
+from qcc.passmgr.facts import DeviceCosts
 from qcc.passmgr.latency import LatencyTable
 from qcc_passes.activations import Site, activation_sites, fit
 from qcc_passes.assignment import Choice, Group
@@ -71,7 +72,9 @@ class Scene:
             for bits in widths[layer.name]
         }
         blocks = ctx.facts.find(WeightBlocks)
-        costs = CostModel.of(top.graph, top.layers, sites, ctx.facts.find(LatencyTable), blocks)
+        costs = CostModel.of(
+            top.graph, top.layers, sites, ctx.facts.find(LatencyTable), blocks, ctx.facts.find(DeviceCosts)
+        )
         return cls(top, sites, widths, site_widths, costs, arrays, rounded, ctx.facts.find(Ranges))
 
     def programs(self, objectives: Sequence[str], ctx: PassContext) -> list[Program]:

@@ -1,6 +1,6 @@
-"""The fact that the driver itself brings: data to calibrate on. Passes define their own beside them."""
+"""The facts that the driver itself brings: data to calibrate on, and costs. Passes define their own beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcc.errors import ConfigError
-from qcc.ir.graph import Graph
+from qcc.ir.graph import Graph, Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,13 @@ class CalibrationData:
             check_array(value.name, array, value.type.shape)
         if self.labels is not None and len(self.labels) != self.samples:
             raise ConfigError(f"{len(self.labels)} labels do not fit {self.samples} samples")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCosts:
+    """What the target counts of a layer at its weights' and activations' bits: ``Target.layer_costs``."""
+
+    of: Callable[[Op, int, int], Mapping[str, float]]
 
 
 def check_array(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

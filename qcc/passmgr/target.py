@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from pydantic import BaseModel, ConfigDict
 
 from qcc.errors import TargetError
-from qcc.ir.graph import Graph
+from qcc.ir.graph import Graph, Op
 from qcc.passmgr.spelling import spell
 
 if TYPE_CHECKING:
@@ -93,6 +93,14 @@ class Target(BaseModel, ABC):
         None where the device cannot be measured from here. Raises TargetError, ArtifactError.
         """
         return None
+
+    def layer_costs(self, o: Op, weight_bits: int, activation_bits: int) -> Mapping[str, float]:
+        """What the conv2d or dense ``o`` of a FLOAT graph takes of the device, by metrics that budgets may bound.
+
+        The costs of layers add up. Empty where the device counts nothing but what all devices do.
+        Raises TargetError for a layer that does not fit it.
+        """
+        return {}
 
     def programs(self) -> Sequence[Program]:
         """The programs that this target uses where they are installed, beside what it needs for any build."""

@@ -17,13 +17,14 @@ from pydantic import Field, model_validator
 
 from qcc.artifact.manifest import Manifest
 from qcc.errors import ArtifactError
-from qcc.ir.graph import Graph
+from qcc.ir.graph import Graph, Op
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.target import NARROW_BITS, Capabilities, Program, Target
 from qcc_targets.c.source import identifier
+from qcc_targets.fpga.bits import layer_costs
 from qcc_targets.fpga.dataflow import OPERATIONS, streaming
 from qcc_targets.fpga.description import Description, Words
-from qcc_targets.fpga.device import load_device, shipped
+from qcc_targets.fpga.device import Device, load_device, shipped
 from qcc_targets.fpga.hls import Frame, HlsProgram, hls_sources
 from qcc_targets.fpga.rtl.products import Ports
 from qcc_targets.fpga.search import find_foldings
@@ -64,6 +65,17 @@ class FpgaTarget(Target):
     def capabilities(self) -> Capabilities:
         return Capabilities(ops=OPERATIONS, weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
 
+    def layer_costs(self, o: Op, weight_bits: int, activation_bits: int) -> Mapping[str, float]:
+        """LUTs, flip-flops, DSP slices and blocks of memory, where ``fps`` or ``cycles`` say how fast it is to be."""
+        device = load_device(self.part)
+        most = self._most_cycles(device)
+        return {} if most is None else layer_costs(o, weight_bits, activation_bits, device, most)
+
+    def _most_cycles(self, device: Device) -> int | None:
+        if self.fps is None:
+            return self.cycles
+        return math.floor((self.clock_mhz or device.clock_mhz) * 1e6 / self.fps)
+
     def programs(self) -> Sequence[Program]:
         return programs()
 
@@ -71,8 +83,7 @@ class FpgaTarget(Target):
         device = load_device(self.part)
         clock_mhz = self.clock_mhz or device.clock_mhz
         network = streaming(graph)
-        cycles = self.cycles if self.fps is None else math.floor(clock_mhz * 1e6 / self.fps)
-        found = find_foldings(network, device, cycles)
+        found = find_foldings(network, device, self._most_cycles(device))
         ctx.log.info("%s: a frame every %d cycles on %s", self.name, found.allocation.cycles, device.name)
         top = f"{self.prefix or identifier(graph.name)}_top"
         written = write_files(network, found.foldings, top, clock_mhz, self.run, Ports.of(device))
