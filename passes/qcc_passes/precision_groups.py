@@ -15,7 +15,7 @@ from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.plugins import make_pass
-from qcc_passes.acceptance import Court, Tried, better
+from qcc_passes.acceptance import Court, Tried
 from qcc_passes.channel_errors import ChannelErrors, channel_errors
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
 from qcc_passes.channel_orders import reordered
@@ -30,6 +30,8 @@ from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
 
 _METRICS: Final = ("bits", "size", "bops")
+_CLEARLY: Final = 0.97
+"""What groups must lower the rank of bits by layer to: less is noise of rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class PrecisionGroups(Pass):
         best = min((c for c in split if c.name == best.name), key=rank)
         for plain in (c for c in drafts if c.name == BY_LAYER):
             rank(plain)
-            if not better(scores[best.told], scores[plain.told]):
+            if scores[best.told].rank > _CLEARLY * scores[plain.told].rank:
                 best = plain
         return best, tuple(Tried(name, s.kl, s.soft) for name, s in scores.items())
 

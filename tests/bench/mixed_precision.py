@@ -4,8 +4,9 @@
     python tests/bench/mixed_precision.py table --out bits.jsonl
 
 Every network goes through the default pipeline; only the bits of the weights differ. The first and
-last layer of the uniform assignment and of the trace ILP have 8 bits; qcc chooses theirs as well. Each budget is
-the average of bits that the uniform assignment has.
+last layer of the uniform assignment and of the trace ILP have 8 bits; ``ours`` chooses theirs as well, by
+mixed-precision and then, at 4 bits and below, inside the layers by precision-groups (but not with ``--layers``).
+Each budget is the average of bits that the uniform assignment has.
 Draws are random halves (or more) of the calibration data. KL, agreement and SQNR are those of the
 integer network against fp32 on evaluation data, which no choice has seen. ``run`` appends one line
 per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well.
@@ -40,6 +41,7 @@ from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
 from qcc.verify.ort import OrtModel
 from qcc_passes.facts import BitPlan
 from qcc_passes.layers import layers
+from qcc_passes.precision_groups import PrecisionGroupsFound
 
 MODELS: Final = ("resnet20_cifar10", "mlperf_tiny_ic_resnet8", "kws_dscnn", "mobilenet_v2_fc8")
 METHODS: Final = ("uniform", "trace ILP", "ours")
@@ -47,6 +49,8 @@ DRAWN: Final = {"resnet20_cifar10": 384, "mlperf_tiny_ic_resnet8": 384, "kws_dsc
 """Calibration samples per draw."""
 MEASURED: Final = ("kl", "agreement", "sqnr", "top1", "fp32")
 ENDS: Final = 8
+GROUPED: Final = 4
+"""Most bits at which ours also chooses inside the layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +82,24 @@ def prepare(case: Subject, draw: int, cache: Path, limit: int | None, samples: i
     return Scene(case, graph, ctx, passes[at + 1 :], exact, evaluation, batch)
 
 
-def result(scene: Scene, plan: Mapping[str, int], rest: Sequence[Pass] | None = None) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Bits that a method chose, for ``graph``, and what it says of them."""
+
+    graph: Graph
+    bits: BitPlan
+    said: Mapping[str, Any]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The bits as plain data: by layer, or by runs of its channels."""
+        return {n: self.bits.widths[n].runs if n in self.bits.widths else b for n, b in self.bits.weight_bits.items()}
+
+
+def result(scene: Scene, choice: Choice, rest: Sequence[Pass] | None = None) -> dict[str, float]:
     """What the integer network with these weight bits gives on the evaluation data."""
-    scene.ctx.facts.put(BitPlan(plan, {}))
-    integer = Pipeline(tuple(rest or scene.rest)).run(scene.graph, scene.ctx)
+    scene.ctx.facts.put(choice.bits)
+    integer = Pipeline(tuple(rest or scene.rest)).run(choice.graph, scene.ctx)
     found = OrtModel(export_onnx(integer)).run_batched(_codes(scene, integer), scene.batch)
     quant = integer.outputs[0].type.quant
     (codes,) = found.values()
@@ -104,24 +122,29 @@ def _codes(scene: Scene, integer: Graph) -> dict[str, np.ndarray[Any, Any]]:
     return {value.name: array if quant is None else quant.quantize(array).astype(value.type.numpy)}
 
 
-def plans(
-    scene: Scene, bits: int, methods: Sequence[str], more: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, dict[str, int], dict[str, Any]]]:
-    """The bits by layer that each method chooses at the average of the uniform assignment, and what it says of them."""
+def choices(
+    scene: Scene, bits: int, methods: Sequence[str], more: Mapping[str, Any], groups: bool
+) -> Iterator[tuple[str, Choice]]:
+    """What each method chooses at the average of the uniform assignment; ``more`` are options of mixed-precision."""
     found = layers(scene.graph)
     ends = {found[0].name, found[-1].name}
     uniform = {layer.name: max(bits, ENDS) if layer.name in ends else bits for layer in found}
     average = sum(layer.parameters * uniform[layer.name] for layer in found) / sum(layer.parameters for layer in found)
     for method in methods:
         if method == "uniform":
-            yield method, uniform, {"average": average}
+            yield method, Choice(scene.graph, BitPlan(uniform, {}), {"average": average})
             continue
-        alone = {"objectives": ["curvature"], "scored_by": [], "ends": ENDS} if method == "trace ILP" else {}
-        options = {"budgets": {"bits": average}, **(more or {}), **alone}
-        Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
+        trace = method == "trace ILP"
+        alone = {"objectives": ["curvature"], "scored_by": [], "ends": ENDS} if trace else {}
+        options = {"budgets": {"bits": average}, **more, **alone}
+        graph = Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
         best = scene.ctx.facts.get(Candidates).tried[0]
         said = {"average": best.costs["bits"], "objective": best.objective, "gap": best.gap, "held_out_kl": best.kl}
-        yield method, dict(best.weight_bits), said
+        if groups and not trace:
+            graph = Pipeline((make_pass("precision-groups"),)).run(graph, scene.ctx)
+            inside = scene.ctx.facts.get(PrecisionGroupsFound)
+            said |= {"average": inside.used["bits"], "rearranged": inside.rearranged}
+        yield method, Choice(graph, scene.ctx.facts.get(BitPlan), said)
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -140,10 +163,14 @@ def run(chosen: argparse.Namespace) -> None:
             scene = prepare(subject(model), draw, chosen.cache, chosen.limit, chosen.samples)
             for bits in dict.fromkeys(b for b, _ in wanted):
                 found = [r for r in read(chosen.out) if (r["model"], r["draw"], r["bits"]) == (model, draw, bits)]
-                for method, plan, said in plans(scene, bits, [m for b, m in wanted if b == bits], options):
-                    same = next((r for r in found if r.get("plan") == plan), None)
-                    row = result(scene, plan) if same is None else {k: same[k] for k in MEASURED if k in same}
-                    row |= {**said, "plan": plan}
+                methods = [m for b, m in wanted if b == bits]
+                for method, choice in choices(
+                    scene, bits, methods, options, groups=not chosen.layers and bits <= GROUPED
+                ):
+                    plan = json.loads(json.dumps(choice.plain))
+                    same = next((r for r in found if r["plan"] == plan and not choice.bits.widths), None)
+                    row = result(scene, choice) if same is None else {k: same[k] for k in MEASURED if k in same}
+                    row |= {**choice.said, "plan": plan}
                     found.append(row)
                     append(chosen.out, model, draw, bits, method, row)
             for bits, method, row in extras(scene, model, draw, done) if chosen.extras else ():
@@ -154,8 +181,8 @@ def extras(scene: Scene, model: str, draw: int, done: set[tuple[str, int, int, s
     """Uniform W4A4, with the first and last layer at 8 bits."""
     if (model, draw, 4, "uniform W4A4") not in done:
         rest = tuple(p.model_copy(update={"activation_bits": 4}) if p.name == "quantize" else p for p in scene.rest)
-        _, plan, said = next(plans(scene, 4, ["uniform"]))
-        yield 4, "uniform W4A4", {**result(scene, plan, rest), **said}
+        _, choice = next(choices(scene, 4, ["uniform"], {}, groups=False))
+        yield 4, "uniform W4A4", {**result(scene, choice, rest), **choice.said, "plan": choice.plain}
 
 
 def append(path: Path, model: str, draw: int, bits: int, method: str, row: Mapping[str, Any]) -> None:
@@ -202,6 +229,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=16, help="assignments that refining tries, each compiled")
     parser.add_argument("--objectives", help="comma-separated; default: all")
     parser.add_argument("--proxy", action="store_true", help="score candidates by rounding alone: for large models")
+    parser.add_argument("--layers", action="store_true", help="one width per layer in ours, too")
     parser.add_argument("--extras", action="store_true", help="uniform W4A4 as well")
     chosen = parser.parse_intermixed_args()
     run(chosen) if chosen.what == "run" else table(chosen)
