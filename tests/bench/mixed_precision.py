@@ -9,7 +9,8 @@ mixed-precision and then, at 4 bits and below, inside the layers by precision-gr
 Each budget is the average of bits that the uniform assignment has.
 Draws are random halves (or more) of the calibration data. KL, agreement and SQNR are those of the
 integer network against fp32 on evaluation data, which no choice has seen. ``run`` appends one line
-per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well.
+per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well, but 8-bit
+ones in residual additions.
 """
 
 # ruff: noqa: T201
@@ -178,11 +179,12 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def extras(scene: Scene, model: str, draw: int, done: set[tuple[str, int, int, str]]) -> Iterator[tuple[int, str, Any]]:
-    """Uniform W4A4, with the first and last layer at 8 bits."""
+    """Uniform W4A4, with the first and last layer at 8 bits, and what residual additions read."""
     if (model, draw, 4, "uniform W4A4") not in done:
-        rest = tuple(p.model_copy(update={"activation_bits": 4}) if p.name == "quantize" else p for p in scene.rest)
+        narrow = [p.model_copy(update={"activation_bits": 4}) if p.name == "quantize" else p for p in scene.rest]
         _, choice = next(choices(scene, 4, ["uniform"], {}, groups=False))
-        yield 4, "uniform W4A4", {**result(scene, choice, rest), **choice.said, "plan": choice.plain}
+        measured = result(scene, choice, (make_pass("widen-residuals", {"bits": 8}), *narrow))
+        yield 4, "uniform W4A4", {**measured, **choice.said, "plan": choice.plain}
 
 
 def append(path: Path, model: str, draw: int, bits: int, method: str, row: Mapping[str, Any]) -> None:
