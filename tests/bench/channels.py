@@ -42,6 +42,7 @@ from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
 from qcc.verify.ort import OrtModel
 from qcc_passes.facts import BitPlan, Ranges, WeightBlocks
 from qcc_passes.layers import layers
+from qcc_passes.pipelines import NARROW_STRENGTH
 
 MODELS: Final = ("kws_dscnn", "resnet20_cifar10", "squeezenet1_1", "mobilenet_v2_fc8")
 DRAWN: Final = {"kws_dscnn": 160, "resnet20_cifar10": 192, "squeezenet1_1": 96, "mobilenet_v2_fc8": 96}
@@ -114,14 +115,16 @@ class Draw:
     ready: dict[str, tuple[Graph, BitPlan]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: str, number: int, limit: int | None, cache: Path) -> Draw:
-        """Draw ``number``; ``limit`` bounds the evaluation samples."""
+    def of(cls, model: str, number: int, weights: int, limit: int | None, cache: Path) -> Draw:
+        """Draw ``number``, for weights of ``weights`` bits; ``limit`` bounds the evaluation samples."""
         case = subject(model)
         chosen = np.random.default_rng(number).permutation(len(case.calibration))[: DRAWN[model]]
         able = Capabilities(weight_bits=NARROW_BITS, activation_bits=NARROW_BITS | {16})
         ctx = PassContext(capabilities=able, cache=cache)
         ctx.facts.put(CalibrationData({case.input: case.calibration[chosen].astype(np.float32)}))
-        graph = Pipeline(tuple(map(make_pass, START))).run(load_model(case.path).graph, ctx)
+        options = {"equalize": {"strength": NARROW_STRENGTH}} if weights < 8 else {}
+        start = tuple(make_pass(name, options.get(name)) for name in START)
+        graph = Pipeline(start).run(load_model(case.path).graph, ctx)
         evaluation = case.evaluation[:limit].astype(np.float32)
         (exact,) = OrtModel(case.path).run_batched({case.input: evaluation}, 16).values()
         return cls(case, graph, ctx, evaluation, exact)
@@ -207,7 +210,7 @@ def run(chosen: argparse.Namespace) -> None:
             wanted = [cell for cell in cells if (model, number, chosen.weights, *cell) not in done]
             if not wanted:
                 continue
-            draw = Draw.of(model, number, chosen.limit, chosen.cache)
+            draw = Draw.of(model, number, chosen.weights, chosen.limit, chosen.cache)
             for activations, method in wanted:
                 start = time.monotonic()
                 row = draw.result(method, chosen.weights, activations)
