@@ -2,13 +2,15 @@
 """What networks take of an UltraScale+ part, and the clock that they reach on an ECP5; one row per model and weights.
 
     python tests/bench/fpga_synthesis.py [--part xczu3eg] [--weights int8 mixed int4 powers] [--cycles C]
-                                         [--kept FOLDER] [--route | --route-only] [--largest N] [MODEL ...]
+                                         [--kept FOLDER] [--route | --route-only] [--largest N] [--layers-only]
+                                         [MODEL ...]
 
 LUTs, flip-flops, DSP slices and blocks of 18 kbit are counted by yosys, stage by stage, and summed with what joins the
 stages; below stands what the folding search estimated of the stages. Frames a second are at the clock that the part's
 file aims at, which no open tool can confirm. ``--route`` also places and routes each network for an ECP5-85k, and its N
-largest stages alone: clocks and frames a second in those rows are the router's. Counts are kept in a folder, so that
-an interrupted run goes on. Needs the extra ``fpga``; ``fpga.py`` simulates the same networks.
+largest stages alone (``--layers-only``: these only): clocks and frames a second in those rows are the router's. Counts
+are kept in a folder, so that an interrupted run goes on. Needs the extra ``fpga``; ``fpga.py`` simulates the same
+networks.
 """
 
 from __future__ import annotations
@@ -67,14 +69,17 @@ def row(model: str, weights: str, part: str, cycles: int, usage: Usage, clock_mh
     )
 
 
-def routed(network: Dataflow, cycles: int, largest: int, folder: Path) -> list[tuple[str, int, Usage, float]]:
-    """What is routed, its cycles for a frame, what it takes, and its clock: the network, and its largest stages."""
+def routed(
+    network: Dataflow, cycles: int, largest: int, folder: Path, *, whole: bool
+) -> list[tuple[str, int, Usage, float]]:
+    """What is routed, its cycles for a frame, what it takes, and its clock: the ``whole``, and its largest stages."""
     device = load_device(ROUTER)
     files, _ = written(network, device, cycles)
     spec = Description.from_bytes(files["network.json"])
     stages = sorted(spec.stages, key=lambda s: -s.multipliers)[:largest]
     found = []
-    for what, top, taken in [("", spec.top, spec.cycles), *((s.name, s.module, s.cycles) for s in stages)]:
+    chosen = [("", spec.top, spec.cycles)] if whole else []
+    for what, top, taken in [*chosen, *((s.name, s.module, s.cycles) for s in stages)]:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             place = Path(scratch)
             for name, data in files.items():
@@ -98,6 +103,7 @@ def main() -> None:
     parser.add_argument("--route", action="store_true")
     parser.add_argument("--route-only", action="store_true")
     parser.add_argument("--largest", type=int, default=0)
+    parser.add_argument("--layers-only", action="store_true")
     chosen = parser.parse_args()
     chosen.kept.mkdir(parents=True, exist_ok=True)
     device = load_device(chosen.part)
@@ -113,7 +119,8 @@ def main() -> None:
                     print(row("  its stages alone", "", "", taken, stages, None))
                     print(row("  as estimated", "", "", taken, guess, None), flush=True)
                 if chosen.route or chosen.route_only:
-                    for what, taken, usage, clock in routed(network, cycles, chosen.largest, Path(folder)):
+                    whole = not chosen.layers_only
+                    for what, taken, usage, clock in routed(network, cycles, chosen.largest, Path(folder), whole=whole):
                         print(row(f"  {what}" if what else model, weights, ROUTER, taken, usage, clock), flush=True)
 
 
