@@ -8,9 +8,9 @@
 LUTs, flip-flops, DSP slices and blocks of 18 kbit are counted by yosys, stage by stage, and summed with what joins the
 stages; below stands what the folding search estimated of the stages. Frames a second are at the clock that the part's
 file aims at, which no open tool can confirm. ``--route`` also places and routes each network for an ECP5-85k, and its N
-largest stages alone (``--layers-only``: these only): clocks and frames a second in those rows are the router's. Counts
-are kept in a folder, so that an interrupted run goes on. Needs the extra ``fpga``; ``fpga.py`` simulates the same
-networks.
+largest stages alone (``--layers-only``: these only, as folded for the part): clocks and frames a second in those rows
+are the router's. Counts are kept in a folder, so that an interrupted run goes on. Needs the extra ``fpga``; ``fpga.py``
+simulates the same networks.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ HEAD = (
 ROUTER = "lfe5u-85f"
 
 
-def written(network: Dataflow, device: Device, cycles: int) -> tuple[dict[str, bytes], list[dict[str, float]]]:
-    """The files of ``network`` with the foldings that the search finds, and what it estimated of each stage."""
-    foldings = find_foldings(network, device, cycles).foldings
+def written(
+    network: Dataflow, device: Device, cycles: int, folded: Device | None = None
+) -> tuple[dict[str, bytes], list[dict[str, float]]]:
+    """The files of ``network`` with the foldings that the search finds, and what it estimated of each stage.
+
+    ``folded`` is the device that it is folded for, where that is another.
+    """
+    foldings = find_foldings(network, folded or device, cycles).foldings
     files = write_files(network, foldings, "network_top", device.clock_mhz, ports=Ports.of(device))
     return files, [estimate(s, foldings[s.name], device) for s in network.stages]
 
@@ -70,15 +75,18 @@ def row(model: str, weights: str, part: str, cycles: int, usage: Usage, clock_mh
 
 
 def routed(
-    network: Dataflow, cycles: int, largest: int, folder: Path, *, whole: bool
+    network: Dataflow, cycles: int, largest: int, folder: Path, larger: Device | None
 ) -> list[tuple[str, int, Usage, float]]:
-    """What is routed, its cycles for a frame, what it takes, and its clock: the ``whole``, and its largest stages."""
+    """What is routed, its cycles for a frame, what it takes, and its clock: the network, and its largest stages.
+
+    These alone, where the network is folded for a ``larger`` device.
+    """
     device = load_device(ROUTER)
-    files, _ = written(network, device, cycles)
+    files, _ = written(network, device, cycles, larger)
     spec = Description.from_bytes(files["network.json"])
     stages = sorted(spec.stages, key=lambda s: -s.multipliers)[:largest]
     found = []
-    chosen = [("", spec.top, spec.cycles)] if whole else []
+    chosen = [("", spec.top, spec.cycles)] if larger is None else []
     for what, top, taken in [*chosen, *((s.name, s.module, s.cycles) for s in stages)]:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             place = Path(scratch)
@@ -119,8 +127,8 @@ def main() -> None:
                     print(row("  its stages alone", "", "", taken, stages, None))
                     print(row("  as estimated", "", "", taken, guess, None), flush=True)
                 if chosen.route or chosen.route_only:
-                    whole = not chosen.layers_only
-                    for what, taken, usage, clock in routed(network, cycles, chosen.largest, Path(folder), whole=whole):
+                    larger = device if chosen.layers_only else None
+                    for what, taken, usage, clock in routed(network, cycles, chosen.largest, Path(folder), larger):
                         print(row(f"  {what}" if what else model, weights, ROUTER, taken, usage, clock), flush=True)
 
 
