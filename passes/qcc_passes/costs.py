@@ -25,9 +25,9 @@ class CostModel:
     """Costs of layers' weights and of activation sites at given bits.
 
     ``size`` is bytes of packed weights, ``bits`` the share in the average bits per weight, both with the exponents that
-    blocks of weights share; ``bops``
-    multiply-accumulates times weight bits times activation bits per sample, ``latency`` seconds of the
-    calibrated table where there is one, ``peak_memory@i`` the bytes of activations held by operation i.
+    blocks of weights share; ``bops`` multiply-accumulates times weight bits times activation bits per sample,
+    ``latency`` seconds of the calibrated table where there is one, ``peak_memory@i`` the bytes of activations held
+    by operation i.
     A device may count more of its own.
     """
 
@@ -37,8 +37,6 @@ class CostModel:
     held: Mapping[str, Mapping[str, int]]
     """Elements that each site holds by ``peak_memory@i``; sites of fixed width are under the empty name."""
     latency: LatencyTable | None
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of each layer's weights."""
     blocks: WeightBlocks
     device: DeviceCosts | None
     ops: Mapping[str, Op]
@@ -59,15 +57,13 @@ class CostModel:
         """``sites`` are those whose bits may be chosen; ``blocks`` of weights share exponents."""
         owner = {name: site.name for site in sites for name in site.values}
         made_by = producers(graph)
-        operands = {layer.name: made_by[layer.name].operands[0].name for layer in layers}
-        reads = {name: owner[operand] for name, operand in operands.items() if operand in owner}
-        shapes = {layer.name: made_by[layer.name].operands[1].type.shape for layer in layers}
         ops = {layer.name: made_by[layer.name] for layer in layers}
-        return cls(layers, reads, _held(graph, owner), latency, shapes, blocks or WeightBlocks(None), device, ops)
+        reads = {name: owner[o.operands[0].name] for name, o in ops.items() if o.operands[0].name in owner}
+        return cls(layers, reads, _held(graph, owner), latency, blocks or WeightBlocks(None), device, ops)
 
     def stored(self, layer: Layer, bits: int | Widths) -> tuple[float, float]:
         """The bytes that a layer's weights take in an artifact, and the bits of each, exponents included."""
-        shape = self.shapes[layer.name]
+        shape = self.ops[layer.name].operands[1].type.shape
         most = bits if isinstance(bits, int) else max(b for _, b in bits.runs)
         how = Packing(most, self.blocks.of(shape, most) if isinstance(bits, int) else bits)
         return float(how.size(shape)), how.average(shape)

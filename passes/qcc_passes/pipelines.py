@@ -80,9 +80,5 @@ def _choosing_bits(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} both choose bits: give options for one of them")
     measured = [n for i, n in enumerate(SENSITIVITIES) if n in options or ("mixed-precision" in chosen and i < 2)]
-    return [
-        *(name for name in (BLOCKS,) if name in options),
-        *measured,
-        *chosen,
-        *(name for name in (GROUPS, WIDEN) if name in options),
-    ]
+    blocks = [BLOCKS] if BLOCKS in options else []
+    return [*blocks, *measured, *chosen, *(name for name in (GROUPS, WIDEN) if name in options)]
