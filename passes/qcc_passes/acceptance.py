@@ -17,7 +17,7 @@ from qcc_passes.scoring import Score, Scorer, Trial
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One candidate: nats per sample, and those of softened outputs, on held-out data."""
+    """One candidate: nats per sample, and those of softened outputs, on held-out data (see ``Score``)."""
 
     name: str
     kl: float

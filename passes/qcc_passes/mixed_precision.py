@@ -50,7 +50,7 @@ class MixedPrecision(Pass):
     each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
     terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all); ``refined`` starts from the
     best of them and tries ``tries`` moves on the data that sensitivities are measured on. The candidate
-    whose true KL on held-out calibration data is least, steadied by that of softened outputs, is kept;
+    is kept whose softened outputs are nearest to those of fp32, by KL, on blends of held-out calibration data;
     but uniform bits are, unless it is better than they by more than noise.
     """
 
@@ -153,7 +153,7 @@ class MixedPrecision(Pass):
             nonlocal spent
             spent += 1
             ctx.progress("refine", min(spent, tries), tries)
-            return scene.score(picks, scorer, trial).rank
+            return scene.score(picks, scorer, trial).soft
 
         start = min(dict.fromkeys(s.picks for s in found), key=error)
         form = _form(scene, groups, perturbed.perturbations)
@@ -194,7 +194,7 @@ class MixedPrecision(Pass):
 
 def _ranked(scores: Mapping[tuple[int, ...], Score], plain: Collection[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The assignments, best first; the better ``plain`` one stays first unless another is surely better."""
-    ranked = sorted(scores, key=lambda picks: scores[picks].rank)
+    ranked = sorted(scores, key=lambda picks: scores[picks].soft)
     first = next((picks for picks in ranked if picks in plain), None)
     if first is not None and not scores[ranked[0]].surely_below(scores[first]):
         ranked.remove(first)
@@ -251,7 +251,7 @@ def _candidate(objective: str, scene: Scene, solved: Assignment, score: Score) -
         value=solved.objective,
         gap=solved.gap,
         costs=solved.used,
-        rank=score.rank,
+        rank=score.soft,
         kl=score.kl,
         kl_error=score.error,
         agreement=score.agreement,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,14 @@ from qcc_passes.layers import groups_of
 
 Array = NDArray[Any]
 
+_USUAL: Final = 4.0
+"""Squared differences, in medians, above which a place counts less."""
+
 
 @dataclass(slots=True)
 class Drift:
-    """How fp32 columns x differ from quantized ones y, by d = x − y: Σ d dᵀ and Σ d yᵀ [G, K, K], Σ d [G, K]."""
+    """How fp32 columns x differ from quantized ones y, by d = x − y: Σ d yᵀ [G, K, K], Σ d [G, K]."""
 
-    own: Array
     cross: Array
     mean: Array
 
@@ -37,18 +39,24 @@ class Moments:
     ``drift`` is None where y are the columns that the wanted output was computed from.
     """
 
-    count: int
+    count: float
     own: Array
     mean: Array
     drift: Drift | None = None
 
     @classmethod
-    def of(cls, columns: Array, exact: Array | None = None) -> Moments:
-        """Those of ``columns`` [G, K, n], and of ``exact`` ones at the same places where these differ."""
-        moments = cls(columns.shape[-1], columns @ columns.swapaxes(-1, -2), columns.sum(axis=-1))
+    def of(cls, columns: Array, exact: Array | None = None, weights: Array | None = None) -> Moments:
+        """Those of ``columns`` [G, K, n], and of ``exact`` ones at the same places where these differ.
+
+        ``weights`` [n] say how much each place counts, all alike if there are none.
+        """
+        counted = columns if weights is None else columns * weights
+        count = columns.shape[-1] if weights is None else float(weights.sum())
+        moments = cls(count, counted @ columns.swapaxes(-1, -2), counted.sum(axis=-1))
         if exact is not None:
             d = exact - columns
-            moments.drift = Drift(d @ d.swapaxes(-1, -2), d @ columns.swapaxes(-1, -2), d.sum(axis=-1))
+            weighed = d if weights is None else d * weights
+            moments.drift = Drift(weighed @ columns.swapaxes(-1, -2), weighed.sum(axis=-1))
         return moments
 
     def add(self, other: Moments) -> None:
@@ -57,7 +65,6 @@ class Moments:
         self.own += other.own
         self.mean += other.mean
         if self.drift is not None and other.drift is not None:
-            self.drift.own += other.drift.own
             self.drift.cross += other.drift.cross
             self.drift.mean += other.drift.mean
 
@@ -75,33 +82,40 @@ class Moments:
             found += np.einsum("grk,gk->gr", weights, self.drift.mean.astype(np.float64))
         return found / self.count
 
-    def error(self, weights: Array, approx: Array) -> float:
-        """Σ |W x − V y|² for ``weights`` W and ``approx`` V [G, rows, K], less what a bias can take back."""
+    def errors(self, weights: Array, approx: Array) -> Array:
+        """Σ |W y − V y|² of each row of ``weights`` W and ``approx`` V [G, rows, K], less what a bias can take back."""
         difference = weights - approx
-        total = self._centred(difference, self.own, difference, self.mean, self.mean)
-        if self.drift is not None:
-            total += 2 * self._centred(weights, self.drift.cross, difference, self.drift.mean, self.mean)
-            total += self._centred(weights, self.drift.own, weights, self.drift.mean, self.drift.mean)
-        return total
+        shift = np.einsum("grk,gk->gr", difference, self.mean.astype(np.float64))
+        found: Array = _products(difference, self.own) - np.square(shift) / self.count
+        return found
 
     def energy(self, weights: Array) -> float:
         """Σ |W y|²."""
-        return _product(weights, self.own, weights)
-
-    def _centred(self, left: Array, moment: Array, right: Array, left_mean: Array, right_mean: Array) -> float:
-        """tr(L M Rᵀ) of the moment M = Σ l rᵀ less (Σ l)(Σ r)ᵀ / count."""
-        shifts = [np.einsum("grk,gk->gr", a, m.astype(np.float64)) for a, m in ((left, left_mean), (right, right_mean))]
-        return _product(left, moment, right) - float((shifts[0] * shifts[1]).sum()) / self.count
+        return float(_products(weights, self.own).sum())
 
 
-def _covariance(moment: Array, left: Array, right: Array, count: int) -> Array:
+def _covariance(moment: Array, left: Array, right: Array, count: float) -> Array:
     means = (a.astype(np.float64) / count for a in (left, right))
     found: Array = moment.astype(np.float64) / count - np.einsum("gk,gl->gkl", *means)
     return found
 
 
-def _product(left: Array, matrix: Array, right: Array) -> float:
-    return float(np.einsum("grk,grk->", left @ matrix.astype(np.float64), right))
+def _products(weights: Array, matrix: Array) -> Array:
+    """Of each row w of ``weights``: w M wᵀ, [G, rows]."""
+    found: Array = np.einsum("grk,grk->gr", weights @ matrix.astype(np.float64), weights)
+    return found
+
+
+def steady(exact: Array, quantized: Array) -> Array:
+    """How much the places of columns [G, K, n] are to count, [n]: less where they differ far more than elsewhere.
+
+    The few places where an activation clips hold most of the squared error, which no weights can take back.
+    So where the squared difference is large, the weight is its inverse, as weighted least squares has it.
+    """
+    square = np.square(exact - quantized).sum(axis=(0, 1))
+    usual = _USUAL * float(np.median(square))
+    found: Array = usual / np.maximum(square, max(usual, 1e-30)) if usual > 0 else np.ones(len(square))
+    return found.astype(np.float32)
 
 
 def columns(o: Op, x: Array, positions: int, seed: int) -> Array:

@@ -30,8 +30,6 @@ from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
 
 _METRICS: Final = ("bits", "size", "bops")
-_CLEARLY: Final = 0.97
-"""What groups must lower the rank of bits by layer to: less is noise of rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +57,10 @@ class PrecisionGroups(Pass):
     weight), ``size`` (bytes) and ``bops`` (multiply-accumulates times weight bits times 8, per sample).
 
     Measured errors miss what later layers make up for. So candidates are compiled by ``scored_by`` on all but
-    ``held_out`` of the calibration data, and judged by their true KL on the rest: bits by layer (the chosen ones, or
-    the widest uniform ones), which stay unless another is better; these with each layer's average kept; the integer
-    program's; and the better one of the latter in the channels' own order. Without
-    ``scored_by`` the least predicted error decides.
+    ``held_out`` of the calibration data, and judged by the KL of softened outputs on the rest: bits by layer (the
+    chosen ones, or the widest uniform ones), which stay unless another is better; these with each layer's average
+    kept; the integer program's; and the better one of the latter in the channels' own order. Without ``scored_by``
+    the least predicted error decides.
     """
 
     name: ClassVar[str] = "precision-groups"
@@ -137,14 +135,13 @@ class PrecisionGroups(Pass):
                 scores[c.told] = s = court.score(c.graph, c.plan(activation_bits))
                 ctx.log.debug("%s: %s has KL %.3g, softened %.3g", self.name, c.told, s.kl, s.soft)
                 ctx.progress(self.name, len(scores), len(drafts))
-            return scores[c.told].rank
+            return scores[c.told].soft
 
         split = [c for c in drafts if c.name != BY_LAYER]
         best = min((c for c in split if c.rearranged == split[-1].rearranged), key=rank)
         best = min((c for c in split if c.name == best.name), key=rank)
         for plain in (c for c in drafts if c.name == BY_LAYER):
-            rank(plain)
-            if scores[best.told].rank > _CLEARLY * scores[plain.told].rank:
+            if rank(best) > rank(plain):
                 best = plain
         return best, tuple(Tried(name, s.kl, s.soft) for name, s in scores.items())
 

