@@ -53,5 +53,5 @@ class Court:
 
 
 def better(score: Score, other: Score) -> bool:
-    """Whether KL and that of softened outputs are both less: one alone falls by chance every other time."""
-    return score.kl < other.kl and score.soft < other.soft
+    """Whether the KL of softened outputs is less and KL itself no more: one alone falls by chance every other time."""
+    return score.kl <= other.kl and score.soft < other.soft

@@ -28,7 +28,8 @@ from qcc_passes.variants import Variant, with_variants
 Array = NDArray[Any]
 
 
-_TEMPERATURE: Final = 8.0
+_SOFTENED: Final = 2.0
+"""The temperature of softened outputs, in standard deviations of a sample's logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class Score:
 
     ``soft`` is what candidates are ranked by, as nothing else of a few hundred samples tells them apart as well.
     A network is sure of most samples, above all of those that it was trained on: they hardly count in KL, and the
-    few others then decide. So it is the KL of logits divided by a temperature, times its square (Hinton et al.,
-    arXiv:1503.02531), which counts errors of all logits; on blends of two samples each (as in mixup, Zhang et al.,
-    arXiv:1710.09412), which the network is less sure of.
+    few others then decide. So it is the KL of logits divided by a temperature (Hinton et al., arXiv:1503.02531), which
+    counts errors of all logits; on blends of two samples each (as in mixup, Zhang et al., arXiv:1710.09412), which
+    the network is less sure of.
     """
 
     kl: float
@@ -70,6 +71,8 @@ class Scorer:
     blends: list[dict[str, Array]]
     blended: list[dict[str, Array]]
     spread: Mapping[str, Array]
+    temperature: Mapping[str, float]
+    """Of softened outputs, by name."""
     threads: int
 
     @classmethod
@@ -79,7 +82,12 @@ class Scorer:
         batches, blends = (top.batches(d, batch, d.samples) for d in (data, _blended(top.graph, data)))
         spread = output_spread(top, data, model, batch, data.samples)
         reference, blended = ([model.run(inputs) for inputs in each] for each in (batches, blends))
-        return cls(top, batches, reference, blends, blended, spread, threads)
+        temperature = {
+            name: _SOFTENED * _deviation(np.concatenate([each[name] for each in blended]), axis)
+            for name, axis in top.axes.items()
+            if axis is not None
+        }
+        return cls(top, batches, reference, blends, blended, spread, temperature, threads)
 
     def score(self, variants: Mapping[str, Variant], grids: Mapping[str, Quant]) -> Score:
         """With ``variants`` of the layers that they name, and the values that ``grids`` names on these."""
@@ -91,7 +99,7 @@ class Scorer:
         losses, agreeing = [], []
         for inputs, reference in zip(self.batches, self.reference, strict=True):
             found = model.run(inputs)
-            losses.append(self._loss(reference, found, 1.0))
+            losses.append(self._loss(reference, found, {}))
             if self.top.classifies:
                 name = self.top.classifier
                 agreeing.append(reference[name].argmax(axis=-1) == found[name].argmax(axis=-1))
@@ -99,11 +107,13 @@ class Scorer:
         agreement = float(np.concatenate(agreeing).mean()) if agreeing else None
         error = float(each.std() / max(len(each) - 1, 1) ** 0.5)
         blends = zip(self.blends, self.blended, strict=True)
-        soft = [self._loss(reference, model.run(inputs), _TEMPERATURE) for inputs, reference in blends]
+        soft = [self._loss(reference, model.run(inputs), self.temperature) for inputs, reference in blends]
         return Score(float(each.mean()), error, agreement, np.concatenate(soft))
 
-    def _loss(self, reference: Mapping[str, Array], found: Mapping[str, Array], temperature: float) -> Array:
-        """Per sample, [N]."""
+    def _loss(
+        self, reference: Mapping[str, Array], found: Mapping[str, Array], temperature: Mapping[str, float]
+    ) -> Array:
+        """Per sample, [N]; of logits divided by ``temperature``, where an output has one."""
         total = np.zeros(samples_in(reference))
         for name, axis in self.top.axes.items():
             exact, other = reference[name].astype(np.float64), found[name].astype(np.float64)
@@ -111,10 +121,16 @@ class Scorer:
                 part = Head(self.top.graph, {name: None}, self.top.layers)
                 each = np.square(whitened(part, reference, {name: other - exact}, self.spread)) / 2
             else:
-                p, q = softmax(exact / temperature, axis), softmax(other / temperature, axis)
-                each = temperature**2 * p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))
+                t = temperature.get(name, 1.0)
+                p, q = softmax(exact / t, axis), softmax(other / t, axis)
+                each = p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-300)))
             total += each.reshape(len(each), -1).sum(axis=1)
         return total
+
+
+def _deviation(logits: Array, axis: int) -> float:
+    """The standard deviation of a sample's logits, on average; 1 where all are alike."""
+    return float(logits.std(axis=axis, dtype=np.float64).mean()) or 1.0
 
 
 def _blended(graph: Graph, data: CalibrationData) -> CalibrationData:

@@ -10,8 +10,9 @@ Each budget is the average of bits that the uniform assignment has.
 Draws are random halves (or more) of the calibration data. KL, agreement and SQNR are those of the
 integer network against fp32 on evaluation data, which no choice has seen; KL, which a few images decide, also on
 mirror images of those of 32 by 32 pixels, and on both moved by two pixels. ``run`` appends one line
-per result, and leaves out what the file has already. W4A4 lines take 4-bit activations as well, but 8-bit
-ones in residual additions.
+per result, and leaves out what the file has already. Of ``--extras``, W4A4 lines take 4-bit activations as well, but
+8-bit ones in residual additions; lines of 4 or 8 let the program choose between these alone, within the bits that 8 for
+the first, the last and all depthwise layers would take, and say how many of the latter it gave them.
 """
 
 # ruff: noqa: T201
@@ -171,7 +172,7 @@ def run(chosen: argparse.Namespace) -> None:
     for model in chosen.models or MODELS:
         for draw in range(chosen.first, chosen.draws):
             wanted = [(b, m) for b in chosen.bits for m in chosen.methods if (model, draw, b, m) not in done]
-            if not wanted:
+            if not wanted and not chosen.extras:
                 continue
             scene = prepare(subject(model), draw, chosen.cache, chosen.limit, chosen.samples)
             for bits in dict.fromkeys(b for b, _ in wanted):
@@ -189,12 +190,36 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def extras(scene: Scene, model: str, draw: int, done: set[tuple[str, int, int, str]]) -> Iterator[tuple[int, str, Any]]:
-    """Uniform W4A4, with the first and last layer at 8 bits, and what residual additions read."""
+    """Uniform W4A4, with the first and last layer and what residual additions read at 8 bits; and 4 or 8 bits."""
     if (model, draw, 4, "uniform W4A4") not in done:
         narrow = [p.model_copy(update={"activation_bits": 4}) if p.name == "quantize" else p for p in scene.rest]
         _, choice = next(choices(scene, 4, ["uniform"], {}, groups=False))
         measured = result(scene, choice, (make_pass("widen-residuals", {"bits": 8}), *narrow))
         yield 4, "uniform W4A4", {**measured, **choice.said, "plan": choice.plain}
+    if depthwise(scene.graph) and (model, draw, 4, "4 or 8") not in done:
+        choice = four_or_eight(scene)
+        given = {name: choice.bits.weight_bits[name] for name in depthwise(scene.graph)}
+        eights = {"depthwise": len(given), "depthwise at 8": sum(b == ENDS for b in given.values())}
+        yield 4, "4 or 8", {**result(scene, choice), **choice.said, **eights, "plan": choice.plain}
+
+
+def depthwise(graph: Graph) -> set[str]:
+    """The layers that keep each channel apart."""
+    return {
+        o.result.name for o in graph.ops if o.kind == "conv2d" and o.int_attr("groups") == o.result.type.shape[1] > 1
+    }
+
+
+def four_or_eight(scene: Scene) -> Choice:
+    """What the program chooses from 4 and 8 bits, within the average that 8 where they are usually kept would take."""
+    found = layers(scene.graph)
+    wide = depthwise(scene.graph) | {found[0].name, found[-1].name}
+    total = sum(layer.parameters * (ENDS if layer.name in wide else 4) for layer in found)
+    average = total / sum(layer.parameters for layer in found)
+    options = {"budgets": {"bits": average}, "weight_bits": [4, ENDS], "objectives": ["separate"], "scored_by": []}
+    graph = Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
+    best = scene.ctx.facts.get(Candidates).tried[0]
+    return Choice(graph, scene.ctx.facts.get(BitPlan), {"average": best.costs["bits"], "gap": best.gap})
 
 
 def append(path: Path, model: str, draw: int, bits: int, method: str, row: Mapping[str, Any]) -> None:
@@ -210,7 +235,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(chosen: argparse.Namespace) -> None:
-    """Means over the draws, with the standard deviation of KL."""
+    """Means over the draws, with the standard deviation of KL; then ours less the others, draw by draw."""
     rows = read(chosen.out)
     print("| model | bits | method | average | top-1 % | agreement % | SQNR dB | KL nats, mean ± sd | draws |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -224,6 +249,18 @@ def table(chosen: argparse.Namespace) -> None:
             f"(fp32 {100 * mean['fp32']:.1f}) | {100 * mean['agreement']:.1f} | {mean['sqnr']:.1f} "
             f"| {mean['kl']:.5f} ± {sd:.5f} | {len(some)} |"
         )
+    print("\n| model | bits | KL of ours less that of | mean ± standard error | less in |")
+    print("|---|---|---|---|---|")
+    kl = {(r["model"], r["bits"], r["method"], r["draw"]): r["kl"] for r in rows}
+    for model, bits, method in sorted(keys, key=lambda k: (k[0], -k[1], k[2])):
+        mine = {d: v for (m, b, name, d), v in kl.items() if (m, b, name) == (model, bits, METHODS[-1])}
+        pairs = [(v, kl[model, bits, method, d]) for d, v in mine.items() if (model, bits, method, d) in kl]
+        if method not in METHODS[:-1] or not pairs:
+            continue
+        less = [a - b for a, b in pairs]
+        error = float(np.std(less, ddof=1)) / len(less) ** 0.5 if len(less) > 1 else 0.0
+        wins = sum(x < 0 for x in less)
+        print(f"| {model} | {bits} | {method} | {np.mean(less):+.5f} ± {error:.5f} | {wins} of {len(less)} |")
 
 
 def main() -> None:
