@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -69,9 +70,10 @@ class RoundWeights(Pass):
 
     Layers whose weights have ``compensate_below`` bits or more keep what they compute on fp32 inputs.
     Those with fewer are visited in order, each seeing what the rounded ones before it compute, and
-    aim at the fp32 output, undoing upstream error as well; at 8 bits that would fit noise. A layer keeps
-    its rounding to nearest unless the error of its output falls on samples held out from the choice.
-    Errors are those about the mean: what rounding does to a channel's mean, its bias takes back.
+    aim at the fp32 output, undoing upstream error as well; at 8 bits that would fit noise. An output channel keeps
+    its rounding to nearest unless its error falls on samples held out from the choice (all of a layer's
+    together, where they share a scale). Errors are those about the mean: what rounding does to a channel's mean,
+    its bias takes back. In order, they are those after the clamp, and count less where inputs are far off.
     ``samples`` of the calibration data are used, by default more for smaller networks, and of each
     layer's output ``positions`` places on them, twice as many where layers are visited in order.
     """
@@ -160,11 +162,9 @@ class RoundWeights(Pass):
             nonlocal done
             if (bits := self._bits(step.op)) is None or bits >= self.compensate_below:
                 return ()
-            seen = [self._columns(step, part, places, ctx) for part in range(len(fitted) + len(held))]
-            fit = _total(
-                [Moments.of(quantized, exact, steady(exact, quantized)) for exact, quantized in seen[: len(fitted)]]
-            )
-            exact, quantized = (np.concatenate(side, axis=-1) for side in zip(*seen[len(fitted) :], strict=True))
+            seen = (self._columns(step, part, places, ctx) for part in range(len(fitted) + len(held)))
+            fit = _total(Moments.of(y, x, steady(x, y)) for x, y in islice(seen, len(fitted)))
+            exact, quantized = (np.concatenate(side, axis=-1) for side in zip(*seen, strict=True))
             judge = HeldOut.of(step.op, exact, quantized, arrays[step.op.operands[2].name], fit)
             verdict, made = self._decide(step.op, arrays, fit, judge, ctx)
             verdicts.append(verdict)
@@ -242,8 +242,9 @@ def _snapped(weight: Value, weights: Array) -> Array:
     return grid.dequantize(grid.quantize(weights))
 
 
-def _total(moments: Sequence[Moments]) -> Moments:
-    first, *rest = moments
+def _total(moments: Iterable[Moments]) -> Moments:
+    rest = iter(moments)
+    first = next(rest)
     for other in rest:
         first.add(other)
     return first
