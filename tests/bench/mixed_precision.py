@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="first draw")
     parser.add_argument("--draws", type=int, default=5, help="end of the draws")
     parser.add_argument("--bits", type=lambda text: [int(b) for b in text.split(",")], default=[8, 6, 5, 4, 3])
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--methods", type=lambda text: [m for m in text.split(",") if m], default=list(METHODS))
     parser.add_argument("--samples", type=int, help="calibration samples per draw")
     parser.add_argument("--limit", type=int, help="evaluation samples; default: all")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/qcc-bench-bits"))
