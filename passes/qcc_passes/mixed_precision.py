@@ -27,7 +27,7 @@ from qcc_passes.perturbation import Perturbations
 from qcc_passes.refine import refine
 from qcc_passes.samples import samples_in
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
-from qcc_passes.scoring import Score, Scorer, Trial
+from qcc_passes.scoring import COMPILED_BY, Score, Scorer, Trial
 
 _TRIES: Final = 16
 _LARGE_MACS: Final = 1e8
@@ -71,7 +71,7 @@ class MixedPrecision(Pass):
     )
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for scoring")
     scored_by: tuple[str, ...] = Field(
-        default=("quantize", "round-weights", "bias-correct"),
+        default=COMPILED_BY,
         description="passes that make a candidate's network, where what they need was measured; none: rounding alone",
     )
     tries: int | None = Field(

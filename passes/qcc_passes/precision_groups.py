@@ -25,7 +25,7 @@ from qcc_passes.facts import BitPlan, WeightBlocks
 from qcc_passes.group_candidates import BY_LAYER, Candidate, Drafter, GroupedLayer
 from qcc_passes.head import Head, fitting_part, head
 from qcc_passes.samples import samples_in
-from qcc_passes.scoring import Score
+from qcc_passes.scoring import COMPILED_BY, Score
 from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
 
@@ -81,7 +81,7 @@ class PrecisionGroups(Pass):
     probes: int = Field(default=4, ge=1, description="random cotangents per batch")
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
     scored_by: tuple[str, ...] = Field(
-        default=("quantize", "round-weights", "bias-correct"),
+        default=COMPILED_BY,
         description="passes that make a candidate's network; none: the least predicted error decides",
     )
 

@@ -25,6 +25,7 @@ from qcc_passes.moments import input_moments
 from qcc_passes.rearrange_channels import By, ChannelOrders, RearrangeChannels
 from qcc_passes.rounding import diagonal
 from qcc_passes.samples import elements, parts
+from qcc_passes.scoring import COMPILED_BY
 
 Array = NDArray[Any]
 
@@ -93,11 +94,8 @@ class RearrangeBlocks(RearrangeChannels):
 
     def _pays(self, graph: Graph, moved: Graph, ctx: PassContext) -> bool:
         """Whether ``moved`` is better than ``graph`` on held-out data once both are compiled."""
-        passes = (
-            make_pass("quantize", {"weight_bits": self.bits}),
-            make_pass("round-weights"),
-            make_pass("bias-correct"),
-        )
+        quantize, *others = COMPILED_BY
+        passes = (make_pass(quantize, {"weight_bits": self.bits}), *map(make_pass, others))
         court = Court.of(graph, ctx, passes, self.held_out)
         plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
         before, after = (court.score(g, plan) for g in (graph, moved))

@@ -28,6 +28,9 @@ from qcc_passes.variants import Variant, with_variants
 Array = NDArray[Any]
 
 
+COMPILED_BY: Final = ("quantize", "round-weights", "bias-correct")
+"""The passes that make of a candidate the network that is scored, where none are named."""
+
 _SOFTENED: Final = 2.0
 """The temperature of softened outputs, in standard deviations of a sample's logits."""
 
