@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hawqv3 import hawq_groups, layer_bits
 
 from qcc.errors import ConfigError
-from qcc_passes.assignment import Assignment, Choice, Group, assign, total
+from qcc_passes.assignment import Choice, Group, assign, total
 
 
 def random_groups(rng: np.random.Generator, layers: int, options: int) -> list[Group]:
@@ -107,30 +108,6 @@ def test_unknown_metric_is_named() -> None:
     groups = random_groups(np.random.default_rng(0), 1, 2)
     with pytest.raises(ConfigError, match="unknown budget metric 'energy'; known: bops, size, drop"):
         assign(groups, {"energy": 1.0})
-
-
-def hawq_groups(net: dict[str, Any]) -> tuple[list[Group], list[list[int]]]:
-    """HAWQ-V3's problem: W4A4 or W8A8 per layer, a downsample convolution tied to its block's first."""
-    owner = {second: first for first, second in net["pairs_tied"]}
-    members = [[i, *(j for j, o in owner.items() if o == i)] for i in range(len(net["parameters"])) if i not in owner]
-    groups = []
-    for layers in members:
-        choices = []
-        for bits in (4, 8):
-            omega = [net["Hutchinson_trace"][i] * net[f"delta_weights_{bits}bit_square"][i] for i in layers]
-            costs = {
-                "modelsize": sum(net["parameters"][i] for i in layers) * bits / 8,
-                "bops": sum(net["bops"][i] for i in layers) * bits * bits / 1024,
-                "latency": sum(net[f"latency_int{bits}"][i] for i in layers),
-            }
-            choices.append(Choice(bits, bits, sum(omega), costs))
-        groups.append(Group(net["layers"][layers[0]], tuple(choices)))
-    return groups, members
-
-
-def layer_bits(found: Assignment, groups: list[Group], members: list[list[int]]) -> list[int]:
-    bits = {i: g.choices[p].weight_bits for p, g, m in zip(found.picks, groups, members, strict=True) for i in m}
-    return [bits[i] for i in sorted(bits)]
 
 
 def test_hawq_v3_resnet18_is_reproduced(data_dir: Path) -> None:
