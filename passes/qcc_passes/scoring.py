@@ -72,7 +72,7 @@ class Scorer:
     batches: list[dict[str, Array]]
     reference: list[dict[str, Array]]
     blends: list[dict[str, Array]]
-    blended: list[dict[str, Array]]
+    blend_reference: list[dict[str, Array]]
     spread: Mapping[str, Array]
     temperature: Mapping[str, float]
     """Of softened outputs, by name."""
@@ -82,15 +82,15 @@ class Scorer:
     def of(cls, top: Head, data: CalibrationData, threads: int, batch: int = 16) -> Scorer:
         """Score on all of ``data``."""
         model = OrtModel(export_onnx(top.graph), threads=threads)
-        batches, blends = (top.batches(d, batch, d.samples) for d in (data, _blended(top.graph, data)))
+        batches, blends = (top.batches(d, batch, d.samples) for d in (data, _blended(data)))
         spread = output_spread(top, data, model, batch, data.samples)
-        reference, blended = ([model.run(inputs) for inputs in each] for each in (batches, blends))
+        reference, blend_reference = ([model.run(inputs) for inputs in each] for each in (batches, blends))
         temperature = {
-            name: _SOFTENED * _deviation(np.concatenate([each[name] for each in blended]), axis)
+            name: _SOFTENED * _deviation(np.concatenate([each[name] for each in blend_reference]), axis)
             for name, axis in top.axes.items()
             if axis is not None
         }
-        return cls(top, batches, reference, blends, blended, spread, temperature, threads)
+        return cls(top, batches, reference, blends, blend_reference, spread, temperature, threads)
 
     def score(self, variants: Mapping[str, Variant], grids: Mapping[str, Quant]) -> Score:
         """With ``variants`` of the layers that they name, and the values that ``grids`` names on these."""
@@ -109,7 +109,7 @@ class Scorer:
         each = np.concatenate(losses)
         agreement = float(np.concatenate(agreeing).mean()) if agreeing else None
         error = float(each.std() / max(len(each) - 1, 1) ** 0.5)
-        blends = zip(self.blends, self.blended, strict=True)
+        blends = zip(self.blends, self.blend_reference, strict=True)
         soft = [self._loss(reference, model.run(inputs), self.temperature) for inputs, reference in blends]
         return Score(float(each.mean()), error, agreement, np.concatenate(soft))
 
@@ -136,10 +136,8 @@ def _deviation(logits: Array, axis: int) -> float:
     return float(logits.std(axis=axis, dtype=np.float64).mean()) or 1.0
 
 
-def _blended(graph: Graph, data: CalibrationData) -> CalibrationData:
-    """The mean of every sample and one far from it; ``data`` themselves where an input is not of real numbers."""
-    if any(v.type.dtype != "f32" for v in graph.inputs):
-        return data
+def _blended(data: CalibrationData) -> CalibrationData:
+    """The mean of every sample and one far from it."""
     apart = max(data.samples // 3, 1)
     return CalibrationData({n: (a + np.roll(a, apart, axis=0)) / 2 for n, a in data.arrays.items()})
 
