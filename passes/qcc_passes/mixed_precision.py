@@ -19,7 +19,7 @@ from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.latency import LatencyTable
 from qcc.passmgr.plugins import make_pass
-from qcc_passes.assignment import DROP, Assignment, Group, assign, evaluated
+from qcc_passes.assignment import DROP, Assignment, Choice, Group, assign, evaluated
 from qcc_passes.costs import LATENCY
 from qcc_passes.facts import BitPlan
 from qcc_passes.head import Head, fitting_part, head, held_out_part, limited
@@ -49,7 +49,8 @@ class MixedPrecision(Pass):
     Every objective that has been measured yields a candidate: ``curvature`` (HAWQ-V2's Omega, one for
     each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
     terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all); ``refined`` starts from the
-    best of them and tries ``tries`` moves on the data that sensitivities are measured on. The candidate
+    best of them and tries ``tries`` moves on the data that sensitivities are measured on. Those that have no more bits
+    than another anywhere are left out. The candidate
     is kept whose softened outputs are nearest to those of fp32, by KL, on blends of held-out calibration data;
     but uniform bits are, unless it is better than they by more than noise.
     """
@@ -94,6 +95,8 @@ class MixedPrecision(Pass):
         solved = list(self._solved(scene, programs, ctx))
         if (refined := self._refined(scene, programs, [s for _, s in solved], trial, ctx)) is not None:
             solved.append(("refined", refined))
+        if self.minimize == DROP:
+            solved = _undominated(scene.groups(programs[0]), solved)
         tried: dict[tuple[int, ...], Candidate] = {}
         scores: dict[tuple[int, ...], Score] = {}
         for done, (objective, assignment) in enumerate(solved, 1):
@@ -200,6 +203,16 @@ def _ranked(scores: Mapping[tuple[int, ...], Score], plain: Collection[tuple[int
         ranked.remove(first)
         ranked.insert(0, first)
     return ranked
+
+
+def _undominated(groups: Sequence[Group], solved: Sequence[tuple[str, Assignment]]) -> list[tuple[str, Assignment]]:
+    """``solved`` without those that have no more bits than another anywhere: by chance they might score better."""
+    bits = {s.picks: np.array([_bits(g.choices[p]) for g, p in zip(groups, s.picks, strict=True)]) for _, s in solved}
+    return [(n, s) for n, s in solved if not any((b >= bits[s.picks]).all() and p != s.picks for p, b in bits.items())]
+
+
+def _bits(choice: Choice) -> tuple[int, int]:
+    return choice.weight_bits, choice.activation_bits
 
 
 def _ends_held(scene: Scene, groups: Sequence[Group]) -> list[Group]:

@@ -69,6 +69,17 @@ def test_candidates_scored_by_rounding_alone_are_scored(network: Graph) -> None:
     assert all(c.kl > 0 for c in ctx.facts.get(Candidates).tried)
 
 
+def test_fewer_bits_everywhere_are_not_tried(network: Graph) -> None:
+    """Within 4.7 bits on average all layers can have 4, and the first and last then 8."""
+    ctx = measured(network)
+    MixedPrecision(budgets={"bits": 4.7}, tries=0).run(network, ctx)
+    tried = {c.objective: list(c.weight_bits.values()) for c in ctx.facts.get(Candidates).tried}
+    assert tried["uniform, wide ends"] == [8, 4, 4, 4, 8]
+    assert "uniform" not in tried
+    MixedPrecision(budgets={"bits": 4.7}, tries=0, minimize="bits").run(network, ctx)
+    assert "uniform" in {c.objective for c in ctx.facts.get(Candidates).tried}
+
+
 def test_kept_layers_and_ends_are_respected(network: Graph) -> None:
     ctx = measured(network)
     MixedPrecision(budgets={"bits": 5.0}, keep={"two": 6}, ends=8).run(network, ctx)
