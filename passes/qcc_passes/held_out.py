@@ -31,10 +31,9 @@ class Judge(Protocol):
 class HeldOut:
     """Input columns [G, K, n] of one layer, fp32 and quantized ones at the same places, and its ``bias`` [G, rows].
 
-    ``weights`` [n] say how much each place counts.
-
-    An output beyond ``low`` or ``high`` counts as these: outliers that a clamp stops, or the grid, are nobody's
-    concern, and would outweigh all else. ``fit`` says how the bias moves along with the weights.
+    ``weights`` [n] say how much each place counts. An output beyond ``low`` or ``high`` counts as these: outliers that
+    a clamp stops, or the grid, are nobody's concern, and would outweigh all else. ``fit`` says how the bias moves along
+    with the weights.
     """
 
     exact: Array
@@ -74,6 +73,6 @@ def limits(o: Op) -> tuple[float, float]:
         return -math.inf, math.inf
     low, high = o.float_attr("lo", -math.inf), o.float_attr("hi", math.inf)
     if (grid := o.result.type.quant) is not None and grid.axis is None:
-        least, most = (float(grid.dequantize(end)) for end in grid.limits(0))
-        low, high = max(low, least), min(high, most)
+        least, most = grid.span(0)
+        low, high = max(low, float(least)), min(high, float(most))
     return low, high

@@ -50,9 +50,8 @@ class MixedPrecision(Pass):
     each sensitivity), ``separate`` (each choice's own perturbation), ``pairwise`` (with the inter-layer
     terms), ``labels`` (the labelled loss), and ``uniform`` (one width for all); ``refined`` starts from the
     best of them and tries ``tries`` moves on the data that sensitivities are measured on. Those that have no more bits
-    than another anywhere are left out. The candidate
-    is kept whose softened outputs are nearest to those of fp32, by KL, on blends of held-out calibration data;
-    but uniform bits are, unless it is better than they by more than noise.
+    than another anywhere are left out. The candidate is kept whose softened outputs are nearest to those of fp32, by
+    KL, on blends of held-out calibration data; but uniform bits are, unless it is better than they by more than noise.
     """
 
     name: ClassVar[str] = "mixed-precision"

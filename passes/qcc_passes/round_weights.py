@@ -186,7 +186,7 @@ class RoundWeights(Pass):
         """
         exact, quantized = step.operand(0, part)
         if (grid := step.op.operands[0].type.quant) is not None:
-            exact = np.clip(exact, *(grid.dequantize(end) for end in grid.limits(exact.ndim)))
+            exact = np.clip(exact, *grid.span(exact.ndim))
         seed = ctx.seed + part
         return columns(step.op, exact, places, seed), columns(step.op, quantized, places, seed)
 

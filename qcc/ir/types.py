@@ -148,6 +148,11 @@ class Quant:
         bits = self.layout.along(rank)
         return -np.left_shift(int(self.signed), bits - 1), np.left_shift(1, bits - self.signed) - 1
 
+    def span(self, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The lowest and the highest real on the grid, shaped as ``limits`` are."""
+        low, high = self.limits(rank)
+        return self.dequantize(low), self.dequantize(high)
+
     def dequantize(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """The reals that ``codes`` stand for, rounded once to float32."""
         real = (codes.astype(np.float64) - self.zero_point) * self.scales(codes.ndim)

@@ -42,6 +42,7 @@ from qcc.passmgr.plugins import make_pass, make_recipe
 from qcc.passmgr.target import Capabilities
 from qcc.verify.compare import agreement, kl_divergence, sqnr_db, top1
 from qcc.verify.ort import OrtModel
+from qcc_passes.channel_rules import is_depthwise
 from qcc_passes.facts import BitPlan
 from qcc_passes.layers import layers
 from qcc_passes.precision_groups import PrecisionGroupsFound
@@ -205,9 +206,7 @@ def extras(scene: Scene, model: str, draw: int, done: set[tuple[str, int, int, s
 
 def depthwise(graph: Graph) -> set[str]:
     """The layers that keep each channel apart."""
-    return {
-        o.result.name for o in graph.ops if o.kind == "conv2d" and o.int_attr("groups") == o.result.type.shape[1] > 1
-    }
+    return {o.result.name for o in graph.ops if is_depthwise(o)}
 
 
 def four_or_eight(scene: Scene) -> Choice:
