@@ -34,10 +34,12 @@ class Point(Strict):
     kl: float | None = None
     """KL(fp32 || candidate) on held-out calibration data, nats per sample."""
     kl_error: float | None = None
+    softened: float | None = None
+    """The same of softened outputs on blends of samples: what the assignment was chosen by."""
     agreement: float | None = None
     """Share of held-out samples with the same top-1."""
     front: bool = False
-    """Whether no other point is as good in all budgeted costs and KL, and better in one."""
+    """Whether no other point is as good in all budgeted costs and ``softened``, and better in one."""
     details: dict[str, Any] = Field(default_factory=dict)
     """The report of the pass ``mixed-precision``: all candidates, and the layers' sensitivities and costs."""
 
@@ -67,7 +69,7 @@ def read_search(folder: Path) -> SearchReport:
 
 
 def with_front(points: tuple[Point, ...]) -> tuple[Point, ...]:
-    """The points with ``front`` set: not dominated in KL and the costs that are budgeted."""
+    """The points with ``front`` set: not dominated in softened KL and the costs that are budgeted."""
     return tuple(p.model_copy(update={"front": not _dominated(p, points)}) for p in points)
 
 
@@ -85,6 +87,6 @@ def _dominated(point: Point, points: tuple[Point, ...]) -> bool:
 
 
 def _merits(point: Point) -> tuple[float, ...] | None:
-    if point.kl is None:
+    if point.softened is None:
         return None
-    return (point.kl, *(point.costs[metric] for metric in sorted(point.budgets) if metric in point.costs))
+    return (point.softened, *(point.costs[metric] for metric in sorted(point.budgets) if metric in point.costs))

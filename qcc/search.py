@@ -132,6 +132,7 @@ def _point(
         gap=best.gap if math.isfinite(best.gap) else None,
         kl=best.kl,
         kl_error=best.kl_error,
+        softened=best.softened,
         agreement=best.agreement,
         details=found.report(),
     )

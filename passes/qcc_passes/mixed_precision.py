@@ -263,8 +263,8 @@ def _candidate(objective: str, scene: Scene, solved: Assignment, score: Score) -
         value=solved.objective,
         gap=solved.gap,
         costs=solved.used,
-        rank=score.soft,
         kl=score.kl,
         kl_error=score.error,
+        softened=score.soft,
         agreement=score.agreement,
     )

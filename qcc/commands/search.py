@@ -136,7 +136,7 @@ def _values(text: str) -> tuple[float, ...]:
 
 def _print(report: SearchReport, folder: Path) -> None:
     metrics = list(dict.fromkeys(m for p in report.points for m in p.budgets))
-    columns = ("config", *(f"{m} of" for m in metrics), "KL nats", "same %", "front", "by")
+    columns = ("config", *(f"{m} of" for m in metrics), "KL nats", "softened", "same %", "front", "by")
     print_table("", columns, [_row(p, metrics) for p in report.points], numbers=1)
     for point in report.points:
         if point.error is not None:
@@ -145,10 +145,10 @@ def _print(report: SearchReport, folder: Path) -> None:
 
 
 def _row(point: Point, metrics: Sequence[str]) -> list[object]:
-    if point.config is None or point.kl is None or point.kl_error is None:
-        return ["none", *(f"{point.budgets[m]:.4g}" if m in point.budgets else "" for m in metrics), "", "", "", ""]
+    if point.config is None or point.kl is None or point.kl_error is None or point.softened is None:
+        return ["none", *(f"{point.budgets[m]:.4g}" if m in point.budgets else "" for m in metrics), "", "", "", "", ""]
     used = [f"{point.costs[m]:.4g} {point.budgets[m]:.4g}" if m in point.budgets else "" for m in metrics]
     agreement = "" if point.agreement is None else f"{100 * point.agreement:.1f}"
     kl = f"{point.kl:.4f} ± {point.kl_error:.4f}"
     front = "*" if point.front else ""
-    return [point.config.removesuffix(".yaml"), *used, kl, agreement, front, point.objective]
+    return [point.config.removesuffix(".yaml"), *used, kl, f"{point.softened:.3g}", agreement, front, point.objective]

@@ -22,10 +22,10 @@ class Candidate:
     value: float
     gap: float
     costs: Mapping[str, float]
-    rank: float
-    """What candidates are compared by, the least being best: the KL of softened outputs on blends of samples."""
     kl: float
     kl_error: float
+    softened: float
+    """What candidates are compared by, the least being best: the KL of softened outputs on blends of samples."""
     agreement: float | None
 
 

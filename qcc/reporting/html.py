@@ -65,12 +65,16 @@ def _points(points: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Tabl
     for p in points:
         bounds = [_number(p["budgets"].get(m)) for m in metrics]
         used = [_number(p["costs"].get(m)) for m in metrics]
-        scores = [_number(p["kl"]), _number(p["kl_error"]), _percent(p["agreement"]), _number(p["gap"])]
+        scores = [_number(p[k]) for k in ("kl", "kl_error", "softened")]
+        scores += [_percent(p["agreement"]), _number(p["gap"])]
         rows.append(Row((p["config"] or p["error"], *bounds, *used, *scores, p["objective"] or ""), p["front"]))
-    columns = ("point", *(f"{m} ≤" for m in metrics), *metrics, "KL", "±", "same top-1 %", "proven gap", "objective")
-    return Table(
-        "Points", columns, tuple(rows), "KL in nats per sample, on calibration data that the choice did not see."
+    scores = ["KL", "±", "softened", "same top-1 %", "proven gap"]
+    columns = ("point", *(f"{m} ≤" for m in metrics), *metrics, *scores, "objective")
+    note = (
+        "KL in nats per sample, on calibration data that the choice did not see; softened: of outputs divided by a "
+        "temperature, on blends of samples, which ranks assignments with less noise."
     )
+    return Table("Points", columns, tuple(rows), note)
 
 
 def _layers(title: str, layers: Sequence[Mapping[str, Any]]) -> Table:
@@ -124,10 +128,10 @@ def _candidates(title: str, candidates: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for c in candidates:
         changes = ", ".join(f"{name} {bits[0]} for {bits[1]}" for name, bits in c["differs"].items())
-        cells = (c["objective"], _number(c["kl"]), _number(c["kl_error"]), _number(c["value"]), _number(c["gap"]))
+        scores = (_number(c[k]) for k in ("kl", "kl_error", "softened", "value", "gap"))
         size = _number(c["costs"].get("size"))
-        rows.append(Row((*cells, size, changes or "the choice"), not c["differs"]))
-    columns = ("objective", "KL", "±", "predicted", "proven gap", "bytes", "bits that differ from the choice")
+        rows.append(Row((c["objective"], *scores, size, changes or "the choice"), not c["differs"]))
+    columns = ("objective", "KL", "±", "softened", "predicted", "proven gap", "bytes", "bits unlike the choice's")
     return Table(title, columns, tuple(rows))
 
 

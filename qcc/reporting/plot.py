@@ -50,11 +50,11 @@ class Plot:
 
 
 def pareto(metric: str, points: Sequence[dict[str, Any]]) -> Plot | None:
-    """KL on a logarithmic axis against a cost; None without two points that have both."""
-    known = [p for p in points if p["kl"] is not None and metric in p["costs"]]
+    """Softened KL on a logarithmic axis against a cost; None without two points that have both."""
+    known = [p for p in points if p["softened"] is not None and metric in p["costs"]]
     if len(known) < 2:
         return None
-    xs, ys = [p["costs"][metric] for p in known], [math.log10(max(p["kl"], 1e-9)) for p in known]
+    xs, ys = [p["costs"][metric] for p in known], [math.log10(max(p["softened"], 1e-9)) for p in known]
     empty = Plot("", "", "", (), (), (), "")
     across = _Scale(min(xs), max(xs), empty.left, empty.right)
     up = _Scale(min(ys), max(ys), empty.bottom, empty.top)
@@ -63,9 +63,9 @@ def pareto(metric: str, points: Sequence[dict[str, Any]]) -> Plot | None:
     )
     front = sorted((d.x, d.y) for d in dots if d.front)
     return Plot(
-        f"KL against {metric}",
+        f"Softened KL against {metric}",
         metric,
-        "KL(fp32 || quantized), nats per sample, held-out calibration data",
+        "KL(fp32 || quantized) of softened outputs, nats per sample, held-out calibration data",
         tuple(Tick(across.at(v), f"{v:.4g}") for v in across.values()),
         tuple(Tick(up.at(v), f"{10**v:.2g}") for v in up.values()),
         dots,
@@ -91,4 +91,5 @@ class _Scale:
 
 
 def _label(metric: str, point: dict[str, Any]) -> str:
-    return f"{point['config']}: {metric} {point['costs'][metric]:.4g}, KL {point['kl']:.4g}"
+    scores = f"softened KL {point['softened']:.4g}, KL {point['kl']:.4g}"
+    return f"{point['config']}: {metric} {point['costs'][metric]:.4g}, {scores}"

@@ -155,7 +155,7 @@ class Draw:
         options = {"budgets": {"bits": self.budget}, "tries": 0, "objectives": objectives}
         passes = (*map(make_pass, measured), make_pass("mixed-precision", options))
         Pipeline(passes).run(self.graph, self.ctx)
-        best = min(self.ctx.facts.get(Candidates).tried, key=lambda candidate: candidate.rank)
+        best = min(self.ctx.facts.get(Candidates).tried, key=lambda candidate: candidate.softened)
         return BitPlan(best.weight_bits, {})
 
     def prepared(self, method: str) -> tuple[Graph, BitPlan]:

@@ -37,7 +37,8 @@ def point(number: int, bits: int, kl: float) -> Point:
         "bytes": {"2": 250, "4": 500, "8": 1000},
         "seconds": {},
     }
-    candidate = {"objective": "pairwise", "kl": kl, "kl_error": 0.1, "value": kl, "gap": 0.0, "costs": {"size": 500.0}}
+    scores = {"kl": kl, "kl_error": 0.1, "softened": kl / 10, "value": kl, "gap": 0.0}
+    candidate = {"objective": "pairwise", **scores, "costs": {"size": 500.0}}
     details = {
         "layers": [layer],
         "candidates": [{**candidate, "differs": {}}, {**candidate, "differs": {"<a>": [2, bits]}}],
@@ -50,6 +51,7 @@ def point(number: int, bits: int, kl: float) -> Point:
         costs={"bits": float(bits), "size": 125.0 * bits},
         kl=kl,
         kl_error=0.01,
+        softened=kl / 10,
         gap=0.0,
         details=details,
     )
