@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qcc.errors import ConfigError
 from qcc.ir.graph import Graph
-from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc_passes.facts import BitPlan
 from qcc_passes.head import fitting_part, head, held_out_part
-from qcc_passes.scoring import Score, Scorer, Trial
+from qcc_passes.scoring import Score, ScoredBy, Scorer, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +30,19 @@ class Court:
     trial: Trial
 
     @classmethod
-    def of(cls, graph: Graph, ctx: PassContext, passes: Sequence[Pass], held_out: float) -> Court:
+    def of(cls, graph: Graph, ctx: PassContext, scored_by: ScoredBy, held_out: float) -> Court:
         """For graphs that compute what ``graph`` does, and have its values' names.
 
-        ``passes`` quantize them on all but ``held_out`` of the calibration data. Raises ConfigError where these
+        ``scored_by`` quantizes them on all but ``held_out`` of the calibration data. Raises ConfigError where these
         need what no pass has measured.
         """
         data = ctx.facts.get(CalibrationData)
         data.check(graph)
-        trial = Trial.of(graph, ctx, passes, fitting_part(data, held_out))
+        trial = Trial.of(graph, ctx, scored_by, fitting_part(data, held_out))
         if trial is None:
-            names = ", ".join(p.name for p in passes)
-            raise ConfigError(f"candidates are judged once {names} have compiled them: run calibrate before")
+            raise ConfigError(
+                f"candidates are judged once {', '.join(scored_by)} have compiled them: run calibrate before"
+            )
         return cls(Scorer.of(head(graph), held_out_part(data, held_out), ctx.threads), trial)
 
     def score(self, graph: Graph, plan: BitPlan) -> Score:

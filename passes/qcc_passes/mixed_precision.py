@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from qcc.passmgr.candidates import Candidate, Candidates
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.latency import LatencyTable
-from qcc.passmgr.plugins import make_pass
 from qcc_passes.assignment import DROP, Assignment, Choice, Group, assign, evaluated
 from qcc_passes.costs import LATENCY
 from qcc_passes.facts import BitPlan
@@ -27,7 +26,7 @@ from qcc_passes.perturbation import Perturbations
 from qcc_passes.refine import refine
 from qcc_passes.samples import samples_in
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
-from qcc_passes.scoring import COMPILED_BY, Score, Scorer, Trial
+from qcc_passes.scoring import Score, Scorer, Trial, compiled_by
 
 _TRIES: Final = 16
 _LARGE_MACS: Final = 1e8
@@ -70,9 +69,10 @@ class MixedPrecision(Pass):
         default=("pairwise", "separate", "labels", "curvature", "uniform", "refined"), min_length=1
     )
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for scoring")
-    scored_by: tuple[str, ...] = Field(
-        default=COMPILED_BY,
-        description="passes that make a candidate's network, where what they need was measured; none: rounding alone",
+    scored_by: dict[str, dict[str, Any]] = Field(
+        default_factory=compiled_by,
+        description="passes that make a candidate's network, where what they need was measured, and their options; "
+        "none: rounding alone. The default pipeline names its own",
     )
     tries: int | None = Field(
         default=None, ge=0, description="assignments that refining tries, at most; null: 16, none for large networks"
@@ -89,7 +89,7 @@ class MixedPrecision(Pass):
         programs = scene.programs(self.objectives, ctx)
         data = ctx.facts.get(CalibrationData)
         fitting = fitting_part(data, self.held_out)
-        trial = Trial.of(graph, ctx, [make_pass(name) for name in self.scored_by], fitting)
+        trial = Trial.of(graph, ctx, self.scored_by, fitting)
         scorer = Scorer.of(top, held_out_part(data, self.held_out), ctx.threads)
         solved = list(self._solved(scene, programs, ctx))
         if (refined := self._refined(scene, programs, [s for _, s in solved], trial, ctx)) is not None:

@@ -38,6 +38,9 @@ GROUPS: Final = "precision-groups"
 BLOCKS: Final = "rearrange-blocks"
 """Runs on request, before bits are chosen: weights that share exponents."""
 
+JUDGES: Final = ("mixed-precision", GROUPS, BLOCKS)
+"""Passes that compile candidates, and compare them."""
+
 TAILS: Final = "activation-tails"
 """Runs on request, once grids are chosen."""
 
@@ -64,7 +67,11 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     at = names.index("quantize")
     names[at + 1 : at + 1] = [TAILS] if TAILS in options else []
     names[at:at] = _choosing_bits(options)
-    return tuple(make_pass(name, options.get(name)) for name in names)
+    # Candidates are judged as what the rest of this pipeline makes of them.
+    rest = names[names.index("quantize") - (WIDEN in options) : names.index("dyadic")]
+    scored_by = {"scored_by": {name: dict(options.get(name, {})) for name in rest}}
+    judged = {name: {**scored_by, **options.get(name, {})} for name in JUDGES}
+    return tuple(make_pass(name, judged.get(name, options.get(name))) for name in names)
 
 
 def _narrow(options: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -14,7 +14,6 @@ from qcc.ir.graph import Graph, Stage, producers
 from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc.passmgr.plugins import make_pass
 from qcc_passes.acceptance import Court, Tried
 from qcc_passes.channel_errors import ChannelErrors, channel_errors
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
@@ -25,7 +24,7 @@ from qcc_passes.facts import BitPlan, WeightBlocks
 from qcc_passes.group_candidates import BY_LAYER, Candidate, Drafter, GroupedLayer
 from qcc_passes.head import Head, fitting_part, head
 from qcc_passes.samples import samples_in
-from qcc_passes.scoring import COMPILED_BY, Score
+from qcc_passes.scoring import Score, compiled_by
 from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
 
@@ -80,9 +79,10 @@ class PrecisionGroups(Pass):
     batch: int = Field(default=16, ge=1, description="samples per pass, where the model leaves it open")
     probes: int = Field(default=4, ge=1, description="random cotangents per batch")
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
-    scored_by: tuple[str, ...] = Field(
-        default=COMPILED_BY,
-        description="passes that make a candidate's network; none: the least predicted error decides",
+    scored_by: dict[str, dict[str, Any]] = Field(
+        default_factory=compiled_by,
+        description="passes that make a candidate's network, and their options; none: the least predicted error "
+        "decides. The default pipeline names its own",
     )
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
@@ -127,7 +127,7 @@ class PrecisionGroups(Pass):
         """The candidate to take, and what was tried."""
         if not self.scored_by:
             return min(drafts, key=lambda c: c.solved.objective), ()
-        court = Court.of(graph, ctx, [make_pass(name) for name in self.scored_by], self.held_out)
+        court = Court.of(graph, ctx, self.scored_by, self.held_out)
         scores: dict[str, Score] = {}
 
         def rank(c: Candidate) -> float:

@@ -14,7 +14,6 @@ from qcc.ir.layout import Blocks
 from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc.passmgr.plugins import make_pass
 from qcc_passes.acceptance import Court, better
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
 from qcc_passes.channel_orders import reordered
@@ -25,7 +24,7 @@ from qcc_passes.moments import input_moments
 from qcc_passes.rearrange_channels import By, ChannelOrders, RearrangeChannels
 from qcc_passes.rounding import diagonal
 from qcc_passes.samples import elements, parts
-from qcc_passes.scoring import COMPILED_BY
+from qcc_passes.scoring import compiled_by
 
 Array = NDArray[Any]
 
@@ -61,6 +60,12 @@ class RearrangeBlocks(RearrangeChannels):
     bits: int = Field(default=4, ge=2, le=7)
     rearrange: bool = Field(default=True, description="false: blocks are those of the channels' own order")
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
+    scored_by: dict[str, dict[str, Any]] = Field(
+        default_factory=compiled_by,
+        min_length=1,
+        description="passes that make the networks that are compared, and their options, of which weights have "
+        "`bits` where quantize gives none. The default pipeline names its own",
+    )
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph, rearranged where it pays. Raises ConfigError where the data do not fit."""
@@ -94,9 +99,9 @@ class RearrangeBlocks(RearrangeChannels):
 
     def _pays(self, graph: Graph, moved: Graph, ctx: PassContext) -> bool:
         """Whether ``moved`` is better than ``graph`` on held-out data once both are compiled."""
-        quantize, *others = COMPILED_BY
-        passes = (make_pass(quantize, {"weight_bits": self.bits}), *map(make_pass, others))
-        court = Court.of(graph, ctx, passes, self.held_out)
+        bits = {"weight_bits": self.bits}
+        scored_by = {n: bits | options if n == "quantize" else options for n, options in self.scored_by.items()}
+        court = Court.of(graph, ctx, scored_by, self.held_out)
         plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
         before, after = (court.score(g, plan) for g in (graph, moved))
         ctx.log.info(

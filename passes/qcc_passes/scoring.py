@@ -17,6 +17,7 @@ from qcc.passmgr.base import Pass
 from qcc.passmgr.context import Facts, PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.passmgr.pipeline import Pipeline
+from qcc.passmgr.plugins import make_pass
 from qcc.verify.ort import OrtModel
 from qcc_passes.activations import snapped
 from qcc_passes.curvature import output_spread, whitened
@@ -28,11 +29,17 @@ from qcc_passes.variants import Variant, with_variants
 Array = NDArray[Any]
 
 
-COMPILED_BY: Final = ("quantize", "round-weights", "bias-correct")
-"""The passes that make of a candidate the network that is scored, where none are named."""
+ScoredBy = Mapping[str, Mapping[str, Any]]
+"""Passes that make of a candidate the network that is scored, in order, and their options."""
+
 
 _SOFTENED: Final = 2.0
 """The temperature of softened outputs, in standard deviations of a sample's logits."""
+
+
+def compiled_by() -> dict[str, dict[str, Any]]:
+    """The passes where none are named."""
+    return {"quantize": {}, "round-weights": {}, "bias-correct": {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +158,9 @@ class Trial:
     passes: tuple[Pass, ...]
 
     @classmethod
-    def of(cls, graph: Graph, ctx: PassContext, passes: Sequence[Pass], fitting: CalibrationData) -> Trial | None:
-        """Of ``graph`` with the facts of ``ctx``; None without ``passes``, or where these need other facts as well."""
+    def of(cls, graph: Graph, ctx: PassContext, scored_by: ScoredBy, fitting: CalibrationData) -> Trial | None:
+        """Of ``graph`` with the facts of ``ctx``; None without passes, or where these need other facts as well."""
+        passes = tuple(make_pass(name, options) for name, options in scored_by.items())
         if not passes:
             return None
         facts = Facts()
@@ -163,7 +171,7 @@ class Trial:
         if any(need not in given for p in passes for need in p.needs):
             return None
         own = PassContext(ctx.seed, ctx.threads, ctx.capabilities, facts, ctx.analyses, cache=ctx.cache, log=ctx.log)
-        return cls(graph, own, tuple(passes))
+        return cls(graph, own, passes)
 
     def model(self, plan: BitPlan, outputs: Sequence[str]) -> OrtModel:
         """The quantized network with these bits, in onnxruntime; it gives ``outputs``. Raises what the passes raise."""

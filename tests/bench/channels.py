@@ -5,9 +5,10 @@
 
 The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement or inter-layer terms) has
 half a bit per weight more, on average, than the methods above it, ends included; ``groups`` are precision groups within
-its bytes, with and without rearrangement, ``groups by budget`` those within the same average. Draws are random parts of
-the calibration data; what is told is of the integer network against fp32 on evaluation data that no choice has seen.
-``run`` appends a line per result, and leaves out what the file has already.
+its bytes, with and without rearrangement, ``groups by budget`` those within the same average. ``tails`` leave 8 bits to
+an eighth of the channels of activations that have fewer. Draws are random parts of the calibration data; what is told
+is of the integer network against fp32 on evaluation data that no choice has seen. ``run`` appends a line per result,
+and leaves out what the file has already.
 """
 
 # ruff: noqa: T201
@@ -19,7 +20,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import starmap
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -58,21 +59,30 @@ EXTRA: Final = 0.5
 """Bits per weight that the mixed ones have above 4."""
 
 Recipe = tuple[Sequence[tuple[str, dict[str, Any]]], dict[str, Any]]
-"""Passes between calibration and quantization with their options, and options of quantize."""
+"""Passes between calibration and quantization with their options, and options of ``compiled``."""
 
 
-def recipe(method: str, budget: float) -> Recipe:
-    """How ``method`` compiles; ``budget`` is the average of bits of the mixed ones."""
-    ordered = ("rearrange-blocks", {"block": BLOCKED["weight_block"]})
+def compiled(weights: int, activations: int, *, tails: bool = False, **options: Any) -> dict[str, dict[str, Any]]:
+    """Passes from grids to biases, and their options: what candidates are judged by, too."""
+    widened: dict[str, Any] = {"widen-residuals": {"bits": 8}} if activations < 8 else {}
+    grids = {"weight_bits": weights, "activation_bits": activations, **options}
+    last: dict[str, Any] = {"activation-tails": {}} if tails else {}
+    return {**widened, "quantize": grids, **last, "round-weights": {}, "bias-correct": {}}
+
+
+def recipe(method: str, budget: float, judged: dict[str, Any]) -> Recipe:
+    """How ``method`` compiles; ``budget`` is the average of bits of the mixed ones, whose candidates are ``judged``."""
+    ordered = ("rearrange-blocks", {"block": BLOCKED["weight_block"], **judged})
     found: dict[str, Recipe] = {
         "tensor": ((), {"weight_granularity": "tensor"}),
         "channel": ((), {}),
         "block 32": ((), BLOCKED),
         "block 32 rearranged": ((ordered,), BLOCKED),
         "block floating point": ((), FLOATING),
-        "groups": ((("precision-groups", {}),), {}),
-        "groups unsorted": ((("precision-groups", {"rearrange": False}),), {}),
-        "groups by budget": ((("precision-groups", {"budgets": {"bits": budget}}),), {}),
+        "tails": ((), {"tails": True}),
+        "groups": ((("precision-groups", judged),), {}),
+        "groups unsorted": ((("precision-groups", {"rearrange": False, **judged}),), {}),
+        "groups by budget": ((("precision-groups", {"budgets": {"bits": budget}, **judged}),), {}),
         "mixed": ((), {}),
     }
     return found[method]
@@ -84,6 +94,7 @@ METHODS: Final = (
     "block 32",
     "block 32 rearranged",
     "block floating point",
+    "tails",
     "mixed",
     "groups unsorted",
     "groups",
@@ -96,6 +107,7 @@ PAIRS: Final = (
     ("groups", "mixed"),
     ("groups", "groups unsorted"),
     ("groups by budget", "mixed"),
+    ("tails", "channel"),
 )
 """Methods that are compared draw by draw."""
 
@@ -110,9 +122,13 @@ class Draw:
     case: Subject
     graph: Graph
     ctx: PassContext
+    ranges: Ranges
+    """As they were calibrated."""
     evaluation: NDArray[Any]
     exact: NDArray[Any]
-    ready: dict[str, tuple[Graph, BitPlan]] = field(default_factory=dict)
+    by_layer: dict[int, BitPlan] = field(default_factory=dict)
+    """Bits by layer, by those of activations."""
+    ready: dict[tuple[str, int], tuple[Graph, BitPlan, dict[str, Any]]] = field(default_factory=dict)
     known: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     """Results by what was compiled: methods may come to the same."""
 
@@ -129,12 +145,7 @@ class Draw:
         graph = Pipeline(start).run(load_model(case.path).graph, ctx)
         evaluation = case.evaluation[:limit].astype(np.float32)
         (exact,) = OrtModel(case.path).run_batched({case.input: evaluation}, 16).values()
-        return cls(case, graph, ctx, evaluation, exact)
-
-    @cached_property
-    def ranges(self) -> Ranges:
-        """As they were calibrated."""
-        return self.ctx.facts.get(Ranges)
+        return cls(case, graph, ctx, ctx.facts.get(Ranges), evaluation, exact)
 
     @property
     def budget(self) -> float:
@@ -144,53 +155,52 @@ class Draw:
         total = sum(layer.parameters for layer in found)
         return (ends * 8 + (total - ends) * (4 + EXTRA)) / total
 
-    @cached_property
-    def mixed(self) -> BitPlan:
+    def mixed(self, weights: int, activations: int) -> BitPlan:
         """Bits by layer, of half a bit more than 4 on average: of all candidates what is best on held-out data.
 
         The pass itself prefers uniform bits, which may need far fewer bytes, to what is not better beyond noise.
         """
+        if activations in self.by_layer:
+            return self.by_layer[activations]
         # Without inter-layer terms, whose integer programs take minutes on a busy machine.
         objectives, measured = ["separate"], ["sensitivity-perturbation"]
         if self.case.name not in LARGE:
             objectives, measured = [*objectives, "curvature", "uniform"], ["sensitivity-gauss-newton", *measured]
-        options = {"budgets": {"bits": self.budget}, "tries": 0, "objectives": objectives}
+        judged = {"scored_by": compiled(weights, activations)}
+        options = {"budgets": {"bits": self.budget}, "tries": 0, "objectives": objectives, **judged}
         passes = (*map(make_pass, measured), make_pass("mixed-precision", options))
         Pipeline(passes).run(self.graph, self.ctx)
         best = min(self.ctx.facts.get(Candidates).tried, key=lambda candidate: candidate.softened)
-        return BitPlan(best.weight_bits, {})
+        self.by_layer[activations] = BitPlan(best.weight_bits, {})
+        return self.by_layer[activations]
 
-    def prepared(self, method: str) -> tuple[Graph, BitPlan]:
-        """The graph and the bits that go into quantize, for activations of any width."""
-        if method not in self.ready:
+    def prepared(self, method: str, weights: int, activations: int) -> tuple[Graph, BitPlan, dict[str, Any]]:
+        """The graph and the bits that go into quantize, and its options."""
+        if (method, activations) not in self.ready:
             self.ctx.facts.put(WeightBlocks(None))
-            self.ctx.facts.put(self.mixed if method in BY_LAYER else BitPlan({}, {}))
-            between, _ = recipe(method, self.budget)
+            self.ctx.facts.put(self.ranges)
+            self.ctx.facts.put(self.mixed(weights, activations) if method in BY_LAYER else BitPlan({}, {}))
+            between, options = recipe(method, self.budget, {"scored_by": compiled(weights, activations)})
             graph = Pipeline(tuple(make_pass(name, given) for name, given in between)).run(self.graph, self.ctx)
-            self.ready[method] = graph, self.ctx.facts.get(BitPlan)
-        return self.ready[method]
+            self.ready[method, activations] = graph, self.ctx.facts.get(BitPlan), options
+        return self.ready[method, activations]
 
     def result(self, method: str, weights: int, activations: int) -> dict[str, Any]:
         """Compile by ``method``, and judge."""
-        graph, plan = self.prepared(method)
-        key = (plan, recipe(method, self.budget)[1], weights, activations)
+        graph, plan, options = self.prepared(method, weights, activations)
+        key = (plan, options, weights, activations)
         for (other, *rest), row in self.known:
             if other is graph and tuple(rest) == key:
                 return row
-        row = self._judged(graph, plan, method, weights, activations)
+        row = self._judged(graph, plan, compiled(weights, activations, **options))
         self.known.append(((graph, *key), row))
         return row
 
-    def _judged(self, graph: Graph, plan: BitPlan, method: str, weights: int, activations: int) -> dict[str, Any]:
+    def _judged(self, graph: Graph, plan: BitPlan, passes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         self.ctx.facts.put(plan)
         self.ctx.facts.put(WeightBlocks(None))
         self.ctx.facts.put(self.ranges)
-        _, options = recipe(method, self.budget)
-        passes = [make_pass("widen-residuals", {"bits": 8})] if activations < 8 else []
-        bits = {"weight_bits": weights, "activation_bits": activations}
-        passes += [make_pass("quantize", {**bits, **options})]
-        passes += [make_pass(name) for name in ("round-weights", "bias-correct", "dyadic")]
-        integer = Pipeline(tuple(passes)).run(graph, self.ctx)
+        integer = Pipeline((*starmap(make_pass, passes.items()), make_pass("dyadic"))).run(graph, self.ctx)
         (value,) = integer.inputs
         grid, outcome = value.type.quant, integer.outputs[0].type.quant
         if grid is None or outcome is None:
@@ -217,7 +227,7 @@ def run(chosen: argparse.Namespace) -> None:
     done = {(r["model"], r["draw"], r.get("weights", 4), r["activations"], r["method"]) for r in read(chosen.out)}
     for model in chosen.models or MODELS:
         for number in range(chosen.first, chosen.draws):
-            cells = [(a, m) for a in chosen.activations for m in chosen.methods]
+            cells = [(a, m) for a in chosen.activations for m in chosen.methods if m != "tails" or a < 8]
             wanted = [cell for cell in cells if (model, number, chosen.weights, *cell) not in done]
             if not wanted:
                 continue

@@ -30,7 +30,7 @@ def judge(case: Subject, count: int, target: str, folder: Path) -> None:
     arrays: dict[str, Any] = {case.input: case.calibration.astype(np.float32)}
     np.savez(folder / "data.npz", **arrays)
     fields = {"model": case.path, "output": folder / "net.qcc", "target": target, "data": str(folder / "data.npz")}
-    passes = {"mixed-precision": {"objectives": ["separate"], "scored_by": []}}
+    passes = {"mixed-precision": {"objectives": ["separate"], "scored_by": {}}}
     config = make_config({**fields, "passes": passes, "cache": folder / "cache"})
     path = folder / "latency.json"
     table = measured_table(config, path)

@@ -150,7 +150,7 @@ def choices(
             yield method, Choice(scene.graph, BitPlan(uniform, {}), {"average": average})
             continue
         trace = method == "trace ILP"
-        alone = {"objectives": ["curvature"], "scored_by": [], "ends": ENDS} if trace else {}
+        alone = {"objectives": ["curvature"], "scored_by": {}, "ends": ENDS} if trace else {}
         options = {"budgets": {"bits": average}, **more, **alone}
         graph = Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
         best = scene.ctx.facts.get(Candidates).tried[0]
@@ -168,7 +168,7 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.objectives:
         options["objectives"] = chosen.objectives.split(",")
     if chosen.proxy:
-        options = {"objectives": ["pairwise", "separate", "curvature", "uniform"], **options, "scored_by": []}
+        options = {"objectives": ["pairwise", "separate", "curvature", "uniform"], **options, "scored_by": {}}
     done = {(r["model"], r["draw"], r["bits"], r["method"]) for r in read(chosen.out)}
     for model in chosen.models or MODELS:
         for draw in range(chosen.first, chosen.draws):
@@ -215,7 +215,7 @@ def four_or_eight(scene: Scene) -> Choice:
     wide = depthwise(scene.graph) | {found[0].name, found[-1].name}
     total = sum(layer.parameters * (ENDS if layer.name in wide else 4) for layer in found)
     average = total / sum(layer.parameters for layer in found)
-    options = {"budgets": {"bits": average}, "weight_bits": [4, ENDS], "objectives": ["separate"], "scored_by": []}
+    options = {"budgets": {"bits": average}, "weight_bits": [4, ENDS], "objectives": ["separate"], "scored_by": {}}
     graph = Pipeline((make_pass("mixed-precision", options),)).run(scene.graph, scene.ctx)
     best = scene.ctx.facts.get(Candidates).tried[0]
     return Choice(graph, scene.ctx.facts.get(BitPlan), {"average": best.costs["bits"], "gap": best.gap})

@@ -76,7 +76,7 @@ def test_bits_are_chosen_within_slices() -> None:
         ctx = PassContext(capabilities=Capabilities(weight_bits=NARROW_BITS, activation_bits=NARROW_BITS))
         ctx.facts.put(CalibrationData({"x": np.random.default_rng(1).normal(size=(80, 16, 8, 8)).astype(np.float32)}))
         ctx.facts.put(DeviceCosts(target.layer_costs))
-        mixed = make_pass("mixed-precision", {"budgets": {"dsps": budget}, "scored_by": [], "tries": 0})
+        mixed = make_pass("mixed-precision", {"budgets": {"dsps": budget}, "scored_by": {}, "tries": 0})
         Pipeline((make_pass("sensitivity-perturbation"), mixed)).run(graph, ctx)
         return dict(ctx.facts.get(BitPlan).weight_bits)
 

@@ -65,7 +65,7 @@ def test_plan_meets_every_budget_and_beats_uniform(network: Graph) -> None:
 
 def test_candidates_scored_by_rounding_alone_are_scored(network: Graph) -> None:
     ctx = measured(network)
-    MixedPrecision(budgets={"bits": 4.0}, scored_by=()).run(network, ctx)
+    MixedPrecision(budgets={"bits": 4.0}, scored_by={}).run(network, ctx)
     assert all(c.kl > 0 for c in ctx.facts.get(Candidates).tried)
 
 

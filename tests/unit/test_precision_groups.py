@@ -23,7 +23,6 @@ from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
 from qcc_passes.acceptance import Court
-from qcc_passes.bias_correct import BiasCorrect
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_errors import channel_errors
 from qcc_passes.channel_splits import splits
@@ -36,6 +35,7 @@ from qcc_passes.pipelines import default
 from qcc_passes.precision_groups import PrecisionGroups, PrecisionGroupsFound
 from qcc_passes.quantize import Quantize
 from qcc_passes.round_weights import RoundWeights
+from qcc_passes.scoring import compiled_by
 from qcc_passes.variants import round_layers
 from qcc_targets.c.target import CTarget
 from qcc_targets.cpu.target import CpuTarget
@@ -120,7 +120,7 @@ def test_errors_of_channels_are_those_of_the_logits() -> None:
 
 def test_all_executions_agree_on_mixed_channels() -> None:
     ctx, graph = context(), network()
-    options: dict[str, Any] = {"budgets": {"bits": 4.5}, "align": 8, "scored_by": ()}
+    options: dict[str, Any] = {"budgets": {"bits": 4.5}, "align": 8, "scored_by": {}}
     passes = (Calibrate(), PrecisionGroups(**options), Quantize(end_bits=None), RoundWeights(), Dyadic())
     integer = Pipeline(passes).run(graph, ctx)
     found = ctx.facts.get(PrecisionGroupsFound)
@@ -154,7 +154,7 @@ def test_all_executions_agree_on_mixed_channels() -> None:
 def test_more_freedom_never_costs() -> None:
     def error(**options: Any) -> float:
         ctx = context()
-        Pipeline((PrecisionGroups(budgets={"bits": 4}, scored_by=(), **options),)).run(network(), ctx)
+        Pipeline((PrecisionGroups(budgets={"bits": 4}, scored_by={}, **options),)).run(network(), ctx)
         return ctx.facts.get(PrecisionGroupsFound).error
 
     by_layer, by_block, ordered = error(align=1000, rearrange=False), error(align=4, rearrange=False), error(align=4)
@@ -166,13 +166,13 @@ def test_bytes_of_layers_stay_what_was_chosen_for_them() -> None:
     parts = head(graph).layers
     bits = dict(zip([layer.name for layer in parts], (8, 4, 8, 5, 3), strict=True))
     ctx.facts.put(BitPlan(bits, {"y": 6}))
-    Pipeline((PrecisionGroups(align=4, scored_by=()),)).run(graph, ctx)
+    Pipeline((PrecisionGroups(align=4, scored_by={}),)).run(graph, ctx)
     found = ctx.facts.get(PrecisionGroupsFound)
     assert found.used["size"] <= sum(packed_size(layer.parameters, bits[layer.name]) for layer in parts)
     assert any(len(each.runs) > 1 for each in found.layers)
     assert ctx.facts.get(BitPlan).activation_bits == {"y": 6}
     ctx.facts.put(BitPlan({parts[1].name: 4}, {}))
-    Pipeline((PrecisionGroups(align=4, scored_by=()),)).run(graph, ctx)
+    Pipeline((PrecisionGroups(align=4, scored_by={}),)).run(graph, ctx)
     assert set(ctx.facts.get(BitPlan).weight_bits) == {parts[1].name}  # the others are left to quantize
 
 
@@ -183,8 +183,7 @@ def test_layers_keep_one_width_where_the_compiled_network_loses_by_more() -> Non
         plain = BitPlan({layer.name: 4 for layer in head(graph).layers}, {})
         ctx.facts.put(plain)
         calibrated = Pipeline((Calibrate(),)).run(graph, ctx)
-        passes = (Quantize(), RoundWeights(), BiasCorrect())
-        court = Court.of(calibrated, ctx, passes, 0.4)
+        court = Court.of(calibrated, ctx, compiled_by(), 0.4)
         chosen = PrecisionGroups(align=4).run(calibrated, ctx)
         found, by_layer = (court.score(g, p) for g, p in ((chosen, ctx.facts.get(BitPlan)), (calibrated, plain)))
         kept.append(ctx.facts.get(BitPlan).weight_bits == plain.weight_bits)

@@ -16,7 +16,6 @@ from qcc.ir.types import BATCH
 from qcc.passmgr.pipeline import Pipeline
 from qcc.verify.interp import evaluate
 from qcc_passes.acceptance import Court
-from qcc_passes.bias_correct import BiasCorrect
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.costs import CostModel
 from qcc_passes.dyadic import Dyadic
@@ -28,6 +27,7 @@ from qcc_passes.quantize import Quantize
 from qcc_passes.rearrange_blocks import RearrangeBlocks
 from qcc_passes.rearrange_channels import ChannelOrders, RearrangeChannels
 from qcc_passes.round_weights import RoundWeights
+from qcc_passes.scoring import compiled_by
 
 Array = NDArray[Any]
 
@@ -78,7 +78,7 @@ def test_channels_stay_where_the_order_would_cost() -> None:
 def test_channels_stay_where_the_compiled_network_would_lose(seed: int, pays: bool) -> None:
     graph, ctx = network(seed), context(seed)
     calibrated = Pipeline((Calibrate(),)).run(graph, ctx)
-    court = Court.of(calibrated, ctx, (Quantize(weight_bits=4, weight_block=8), RoundWeights(), BiasCorrect()), 0.4)
+    court = Court.of(calibrated, ctx, compiled_by() | {"quantize": {"weight_bits": 4, "weight_block": 8}}, 0.4)
     ordered = RearrangeBlocks(block=8).run(calibrated, ctx)
     before, after = (court.score(g, BitPlan({}, {})) for g in (calibrated, ordered))
     assert (ctx.facts.get(ChannelOrders).moved > 0) == pays
@@ -116,7 +116,7 @@ def test_bits_are_chosen_with_their_exponents_in_the_budget() -> None:
     used = []
     for option in ({"rearrange-blocks": {"block": 8, "rearrange": False}}, {}):
         ctx = context()
-        integer = Pipeline(default({**option, "precision-groups": {"budgets": {"size": 9000}, "scored_by": ()}})).run(
+        integer = Pipeline(default({**option, "precision-groups": {"budgets": {"size": 9000}, "scored_by": {}}})).run(
             network(), ctx
         )
         used.append((ctx.facts.get(PrecisionGroupsFound).used["size"], sum(s.bytes for s in layer_sizes(integer))))
