@@ -49,8 +49,8 @@ def search(
     """
     if not sweep or not all(sweep.values()):
         raise ConfigError("a search needs budgets, such as --budgets bits=3,4,6")
-    options = {**config.passes.get(CHOOSER, {}), "budgets": dict.fromkeys(sweep, 0.0)}
-    passes = {**config.passes, CHOOSER: options}
+    chooser = {**config.passes.get(CHOOSER, {}), "budgets": dict.fromkeys(sweep, 0.0)}
+    passes = {**config.passes, CHOOSER: chooser}
     config = config.model_copy(update={"passes": passes, "cache": config.cache or folder / "cache"})
     ready = prepare(config, progress)
     report = _resumed(folder, _key(config, ready), config, ready, force=force)
@@ -61,7 +61,7 @@ def search(
     known = [p.budgets for p in report.points]
     todo = [budgets for budgets in combinations if budgets not in known]
     for done, budgets in enumerate(todo, 1):
-        point = _point(config, options, budgets, graph, ready, folder, len(report.points))
+        point = _point(config, budgets, graph, ready, folder, len(report.points))
         report = report.model_copy(update={"points": with_front((*report.points, point))})
         report.write(folder)
         ready.ctx.progress("search", done, len(todo))
@@ -104,14 +104,15 @@ def _key(config: CompileConfig, ready: Prepared) -> str:
 
 def _point(
     config: CompileConfig,
-    options: Mapping[str, Any],
     budgets: Mapping[str, float],
     graph: Graph,
     ready: Prepared,
     folder: Path,
     number: int,
 ) -> Point:
-    chooser = make_pass(CHOOSER, {**options, "budgets": dict(budgets)})
+    # The recipe may have given it options that the configuration does not name.
+    asked = next(p for p in ready.passes if p.name == CHOOSER).model_dump(exclude_unset=True)
+    chooser = make_pass(CHOOSER, {**asked, "budgets": dict(budgets)})
     try:
         Pipeline((chooser,)).run(graph, ready.ctx)
     except BudgetError as e:

@@ -71,6 +71,17 @@ def test_points_lie_within_their_budgets_and_compile(make: MakeConfig, tmp_path:
     assert {"Sensitivities", "Perturbations"} <= set(facts)
 
 
+def test_points_are_judged_with_the_options_of_the_passes_that_compile_them(make: MakeConfig, tmp_path: Path) -> None:
+    chooser = {"mixed-precision": {"tries": 0}}
+    errors = []
+    for bits in (8, 4):
+        passes = {**chooser, "quantize": {"activation_bits": bits}}
+        (point,) = search(make(passes=passes), {"bits": (6.0,)}, tmp_path / str(bits)).points
+        assert point.kl is not None
+        errors.append(point.kl)
+    assert errors[1] > 2 * errors[0]
+
+
 class StoppedError(Exception):
     """What stops a search in these tests."""
 
