@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
@@ -56,10 +56,11 @@ class PrecisionGroups(Pass):
     weight), ``size`` (bytes) and ``bops`` (multiply-accumulates times weight bits times 8, per sample).
 
     Measured errors miss what later layers make up for. So candidates are compiled by ``scored_by`` on all but
-    ``held_out`` of the calibration data, and judged by the KL of softened outputs on the rest: bits by layer (the
-    chosen ones, or the widest uniform ones), which stay unless another is better; these with each layer's average
-    kept; the integer program's; and the better one of the latter in the channels' own order. Without ``scored_by``
-    the least predicted error decides.
+    ``held_out`` of the calibration data, and judged by the KL of softened outputs on the rest. Bits that were chosen by
+    layer stay unless another candidate is better: these with each layer's average kept; the integer program's; and
+    the better one of the latter in the channels' own order. Within ``budgets`` the least predicted error stays,
+    unless the channels' own order, or the widest uniform bits, are better by more than noise. Without ``scored_by`` the
+    least predicted error decides.
     """
 
     name: ClassVar[str] = "precision-groups"
@@ -96,7 +97,7 @@ class PrecisionGroups(Pass):
         costs = CostModel.of(top.graph, top.layers, (), None, ctx.facts.find(WeightBlocks))
         drafts = self._drafts(graph, top, errors, Drafter(costs, widths, self.align), known)
         activation_bits = known.activation_bits if known else {}
-        best, tried = self._best(graph, drafts, activation_bits, ctx)
+        best, tried = self._best(graph, drafts, known, ctx)
         plan, solved = best.plan(activation_bits), best.solved
         ctx.facts.put(PrecisionGroupsFound(best.layers, dict(solved.used), solved.objective, best.rearranged, tried))
         ctx.facts.put(plan)
@@ -122,27 +123,23 @@ class PrecisionGroups(Pass):
         return drafts
 
     def _best(
-        self, graph: Graph, drafts: Sequence[Candidate], activation_bits: Mapping[str, int], ctx: PassContext
+        self, graph: Graph, drafts: Sequence[Candidate], known: BitPlan | None, ctx: PassContext
     ) -> tuple[Candidate, tuple[Tried, ...]]:
         """The candidate to take, and what was tried."""
+        foremost = min(drafts, key=lambda c: c.solved.objective)
         if not self.scored_by:
-            return min(drafts, key=lambda c: c.solved.objective), ()
+            return foremost, ()
         court = Court.of(graph, ctx, self.scored_by, self.held_out)
         scores: dict[str, Score] = {}
 
-        def rank(c: Candidate) -> float:
+        def score(c: Candidate) -> Score:
             if c.told not in scores:
-                scores[c.told] = s = court.score(c.graph, c.plan(activation_bits))
+                scores[c.told] = s = court.score(c.graph, c.plan(known.activation_bits if known else {}))
                 ctx.log.debug("%s: %s has KL %.3g, softened %.3g", self.name, c.told, s.kl, s.soft)
                 ctx.progress(self.name, len(scores), len(drafts))
-            return scores[c.told].soft
+            return scores[c.told]
 
-        split = [c for c in drafts if c.name != BY_LAYER]
-        best = min((c for c in split if c.rearranged == split[-1].rearranged), key=rank)
-        best = min((c for c in split if c.name == best.name), key=rank)
-        for plain in (c for c in drafts if c.name == BY_LAYER):
-            if rank(best) > rank(plain):
-                best = plain
+        best = foremost_unless_beaten(drafts, foremost, score) if known is None else least_measured(drafts, score)
         return best, tuple(Tried(name, s.kl, s.soft) for name, s in scores.items())
 
     def _widths(self, ctx: PassContext) -> tuple[int, ...]:
@@ -162,6 +159,29 @@ class PrecisionGroups(Pass):
         weights = round_layers(top, {layer.name: widths for layer in top.layers}, batches, ctx)
         spread = spread_of(top, ctx, self.batch, sum(map(samples_in, batches)))
         return channel_errors(top, weights, batches, spread, self.probes, ctx)
+
+
+def foremost_unless_beaten(
+    drafts: Sequence[Candidate], foremost: Candidate, score: Callable[[Candidate], Score]
+) -> Candidate:
+    """``foremost``, or the best of those that are better by more than noise.
+
+    Among what an integer program finds within one budget, predicted errors tell candidates apart with less noise than
+    a few hundred held-out samples do; these find out where the prediction fails.
+    """
+    better = [c for c in drafts if score(c).surely_below(score(foremost))]
+    return min(better, key=lambda c: score(c).soft, default=foremost)
+
+
+def least_measured(drafts: Sequence[Candidate], score: Callable[[Candidate], Score]) -> Candidate:
+    """Bits by layer, or the best of the others if that is better; in the own order of channels only the best's like."""
+    split = [c for c in drafts if c.name != BY_LAYER]
+    best = min((c for c in split if c.rearranged == split[-1].rearranged), key=lambda c: score(c).soft)
+    best = min((c for c in split if c.name == best.name), key=lambda c: score(c).soft)
+    for plain in (c for c in drafts if c.name == BY_LAYER):
+        if score(best).soft > score(plain).soft:
+            best = plain
+    return best
 
 
 def _order(graph: Graph, found: ChannelGroups, errors: ChannelErrors) -> dict[int, int]:

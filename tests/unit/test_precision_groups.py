@@ -23,19 +23,20 @@ from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
 from qcc_passes.acceptance import Court
+from qcc_passes.assignment import Assignment
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.channel_errors import channel_errors
 from qcc_passes.channel_splits import splits
 from qcc_passes.costs import CostModel
 from qcc_passes.dyadic import Dyadic
 from qcc_passes.facts import BitPlan
-from qcc_passes.group_candidates import Drafter
+from qcc_passes.group_candidates import Candidate, Drafter
 from qcc_passes.head import head, softmax
 from qcc_passes.pipelines import default
-from qcc_passes.precision_groups import PrecisionGroups, PrecisionGroupsFound
+from qcc_passes.precision_groups import PrecisionGroups, PrecisionGroupsFound, foremost_unless_beaten
 from qcc_passes.quantize import Quantize
 from qcc_passes.round_weights import RoundWeights
-from qcc_passes.scoring import compiled_by
+from qcc_passes.scoring import Score, compiled_by
 from qcc_passes.variants import round_layers
 from qcc_targets.c.target import CTarget
 from qcc_targets.cpu.target import CpuTarget
@@ -192,6 +193,24 @@ def test_layers_keep_one_width_where_the_compiled_network_loses_by_more() -> Non
         assert told["by layer"] == (by_layer.kl, by_layer.soft)
         assert len(told) >= 3
     assert not all(kept)
+
+
+def test_within_a_budget_the_prediction_decides_unless_it_surely_errs() -> None:
+    graph = network()
+
+    def candidate(name: str, predicted: float) -> Candidate:
+        return Candidate(name, graph, False, (), Assignment((), predicted, predicted, {}))
+
+    def choice(*shifts: float) -> str:
+        """What is taken where the candidates' softened KL differs by ``shifts`` from 1, with a noise of 0.1."""
+        noise = np.random.default_rng(0).normal(size=(len(shifts), 64)) / 10
+        drafts = [candidate(str(n), n) for n in range(len(shifts))]
+        found = {c.name: Score(0.0, 0.0, None, 1 + s + e) for c, s, e in zip(drafts, shifts, noise, strict=True)}
+        return foremost_unless_beaten(drafts, drafts[0], lambda c: found[c.name]).name
+
+    assert choice(0, -0.01, 0.02) == "0"
+    assert choice(0, -0.2, 0.1) == "1"
+    assert choice(0, -0.2, -0.3) == "2"
 
 
 def test_blocks_grow_with_layers() -> None:
