@@ -119,6 +119,22 @@ def test_errors_of_channels_are_those_of_the_logits() -> None:
     assert np.allclose(found, wanted.mean(axis=0), rtol=0.15)
 
 
+@pytest.mark.parametrize(("samples", "alike"), [(40, True), (120, False)])
+def test_logits_of_classes_that_samples_hardly_show_count_alike(samples: int, alike: bool) -> None:
+    """Twenty classes, ten of which no sample is near to: with few samples nothing says that none will be."""
+    b, rng = GraphBuilder("classes"), np.random.default_rng(1)
+    x = b.input("x", (BATCH, 8))
+    w, bias = rng.normal(size=(20, 8)).astype(np.float32), np.repeat(np.array([0, -30], np.float32), 10)
+    graph = b.graph([b.op("dense", [x, b.constant(w, "w"), b.constant(bias, "b")])])
+    top, ctx = head(graph), PassContext()
+    data = {"x": rng.normal(size=(samples, 8)).astype(np.float32)}
+    ctx.facts.put(CalibrationData(data))
+    weights = round_layers(top, {top.layers[0].name: (2, 3)}, [data], ctx)
+    (found,) = channel_errors(top, weights, [data], {}, 200, ctx).values()
+    likely, unlikely = found[:, :10].sum(axis=1), found[:, 10:].sum(axis=1)
+    assert np.array_equal(unlikely > likely / 4, [alike, alike])
+
+
 def test_all_executions_agree_on_mixed_channels() -> None:
     ctx, graph = context(), network()
     options: dict[str, Any] = {"budgets": {"bits": 4.5}, "align": 8, "scored_by": {}}
