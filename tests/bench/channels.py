@@ -5,7 +5,7 @@
 
 The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement or inter-layer terms) has
 half a bit per weight more, on average, than the methods above it, ends included; ``groups`` are precision groups within
-its bytes, with and without rearrangement, ``groups by budget`` those within the same average. ``tails`` leave 8 bits to
+its bytes, with and without rearrangement. ``tails`` leave 8 bits to
 an eighth of the channels of activations that have fewer. Draws are random parts of the calibration data; what is told
 is of the integer network against fp32 on evaluation data that no choice has seen. ``run`` appends a line per result,
 and leaves out what the file has already.
@@ -70,8 +70,9 @@ def compiled(weights: int, activations: int, *, tails: bool = False, **options: 
     return {**widened, "quantize": grids, **last, "round-weights": {}, "bias-correct": {}}
 
 
-def recipe(method: str, budget: float, judged: dict[str, Any]) -> Recipe:
-    """How ``method`` compiles; ``budget`` is the average of bits of the mixed ones, whose candidates are ``judged``."""
+def recipe(method: str, size: float, judged: dict[str, Any]) -> Recipe:
+    """How ``method`` compiles; groups have ``size`` bytes at most, and candidates are ``judged``."""
+    within = {"budgets": {"size": size}, **judged}
     ordered = ("rearrange-blocks", {"block": BLOCKED["weight_block"], **judged})
     found: dict[str, Recipe] = {
         "tensor": ((), {"weight_granularity": "tensor"}),
@@ -80,9 +81,8 @@ def recipe(method: str, budget: float, judged: dict[str, Any]) -> Recipe:
         "block 32 rearranged": ((ordered,), BLOCKED),
         "block floating point": ((), FLOATING),
         "tails": ((), {"tails": True}),
-        "groups": ((("precision-groups", judged),), {}),
-        "groups unsorted": ((("precision-groups", {"rearrange": False, **judged}),), {}),
-        "groups by budget": ((("precision-groups", {"budgets": {"bits": budget}, **judged}),), {}),
+        "groups": ((("precision-groups", within),), {}),
+        "groups unsorted": ((("precision-groups", {"rearrange": False, **within}),), {}),
         "mixed": ((), {}),
     }
     return found[method]
@@ -98,7 +98,6 @@ METHODS: Final = (
     "mixed",
     "groups unsorted",
     "groups",
-    "groups by budget",
 )
 
 
@@ -106,13 +105,9 @@ PAIRS: Final = (
     ("block 32 rearranged", "block 32"),
     ("groups", "mixed"),
     ("groups", "groups unsorted"),
-    ("groups by budget", "mixed"),
     ("tails", "channel"),
 )
 """Methods that are compared draw by draw."""
-
-BY_LAYER: Final = ("mixed", "groups unsorted", "groups")
-"""Methods that begin with the bits that mixed-precision gives each layer."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +172,11 @@ class Draw:
     def prepared(self, method: str, weights: int, activations: int) -> tuple[Graph, BitPlan, dict[str, Any]]:
         """The graph and the bits that go into quantize, and its options."""
         if (method, activations) not in self.ready:
+            size = self.result("mixed", weights, activations)["bytes"] if method.startswith("groups") else 0
             self.ctx.facts.put(WeightBlocks(None))
             self.ctx.facts.put(self.ranges)
-            self.ctx.facts.put(self.mixed(weights, activations) if method in BY_LAYER else BitPlan({}, {}))
-            between, options = recipe(method, self.budget, {"scored_by": compiled(weights, activations)})
+            self.ctx.facts.put(self.mixed(weights, activations) if method == "mixed" else BitPlan({}, {}))
+            between, options = recipe(method, size, {"scored_by": compiled(weights, activations)})
             graph = Pipeline(tuple(make_pass(name, given) for name, given in between)).run(self.graph, self.ctx)
             self.ready[method, activations] = graph, self.ctx.facts.get(BitPlan), options
         return self.ready[method, activations]
