@@ -97,7 +97,8 @@ class PrecisionGroups(Pass):
         costs = CostModel.of(top.graph, top.layers, (), None, ctx.facts.find(WeightBlocks))
         drafts = self._drafts(graph, top, errors, Drafter(costs, widths, self.align), known)
         activation_bits = known.activation_bits if known else {}
-        best, tried = self._best(graph, drafts, known, ctx)
+        decide = foremost_unless_beaten if known is None else least_measured
+        best, tried = self._best(graph, drafts, activation_bits, decide, ctx)
         plan, solved = best.plan(activation_bits), best.solved
         ctx.facts.put(PrecisionGroupsFound(best.layers, dict(solved.used), solved.objective, best.rearranged, tried))
         ctx.facts.put(plan)
@@ -123,24 +124,27 @@ class PrecisionGroups(Pass):
         return drafts
 
     def _best(
-        self, graph: Graph, drafts: Sequence[Candidate], known: BitPlan | None, ctx: PassContext
+        self,
+        graph: Graph,
+        drafts: Sequence[Candidate],
+        activation_bits: Mapping[str, int],
+        decide: Callable[[Sequence[Candidate], Measure], Candidate],
+        ctx: PassContext,
     ) -> tuple[Candidate, tuple[Tried, ...]]:
         """The candidate to take, and what was tried."""
-        foremost = min(drafts, key=lambda c: c.solved.objective)
         if not self.scored_by:
-            return foremost, ()
+            return min(drafts, key=predicted), ()
         court = Court.of(graph, ctx, self.scored_by, self.held_out)
         scores: dict[str, Score] = {}
 
         def score(c: Candidate) -> Score:
             if c.told not in scores:
-                scores[c.told] = s = court.score(c.graph, c.plan(known.activation_bits if known else {}))
+                scores[c.told] = s = court.score(c.graph, c.plan(activation_bits))
                 ctx.log.debug("%s: %s has KL %.3g, softened %.3g", self.name, c.told, s.kl, s.soft)
                 ctx.progress(self.name, len(scores), len(drafts))
             return scores[c.told]
 
-        best = foremost_unless_beaten(drafts, foremost, score) if known is None else least_measured(drafts, score)
-        return best, tuple(Tried(name, s.kl, s.soft) for name, s in scores.items())
+        return decide(drafts, score), tuple(Tried(name, s.kl, s.soft) for name, s in scores.items())
 
     def _widths(self, ctx: PassContext) -> tuple[int, ...]:
         if foreign := sorted(set(self.budgets) - set(_METRICS)):
@@ -161,19 +165,27 @@ class PrecisionGroups(Pass):
         return channel_errors(top, weights, batches, spread, self.probes, ctx)
 
 
-def foremost_unless_beaten(
-    drafts: Sequence[Candidate], foremost: Candidate, score: Callable[[Candidate], Score]
-) -> Candidate:
-    """``foremost``, or the best of those that are better by more than noise.
+Measure = Callable[[Candidate], Score]
+"""Compiles a candidate, and scores it on held-out data."""
+
+
+def predicted(candidate: Candidate) -> float:
+    """Its predicted error, nats per sample."""
+    return candidate.solved.objective
+
+
+def foremost_unless_beaten(drafts: Sequence[Candidate], score: Measure) -> Candidate:
+    """The least predicted error, or the best of those that measure better by more than noise.
 
     Among what an integer program finds within one budget, predicted errors tell candidates apart with less noise than
     a few hundred held-out samples do; these find out where the prediction fails.
     """
+    foremost = min(drafts, key=predicted)
     better = [c for c in drafts if score(c).surely_below(score(foremost))]
     return min(better, key=lambda c: score(c).soft, default=foremost)
 
 
-def least_measured(drafts: Sequence[Candidate], score: Callable[[Candidate], Score]) -> Candidate:
+def least_measured(drafts: Sequence[Candidate], score: Measure) -> Candidate:
     """Bits by layer, or the best of the others if that is better; in the own order of channels only the best's like."""
     split = [c for c in drafts if c.name != BY_LAYER]
     best = min((c for c in split if c.rearranged == split[-1].rearranged), key=lambda c: score(c).soft)
