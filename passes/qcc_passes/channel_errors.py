@@ -56,7 +56,7 @@ def channel_errors(
     }
     total = sum(map(samples_in, batches))
     counts = list(map(samples_in, batches))
-    kept = Checkpoint.of("channel-errors", top.graph, ctx, widths, probes, _TEMPERATURES, counts, "with changes")
+    kept = Checkpoint.of("channel-errors", top.graph, ctx, widths, probes, _TEMPERATURES, counts)
 
     def step(index: int, inputs: Batch) -> dict[str, Array]:
         values = network.values(inputs)

@@ -23,7 +23,7 @@ from qcc_passes.calibrate_cache import data_digest
 Array = NDArray[Any]
 Step = TypeVar("Step")
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Part of every name: raise it when what is measured, or how it is stored, changes."""
 _DONE: Final = "steps done"
 _SECONDS_BETWEEN_SAVES: Final = 5.0

@@ -68,7 +68,7 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     names[at + 1 : at + 1] = [TAILS] if TAILS in options else []
     names[at:at] = _choosing_bits(options)
     # Candidates are judged as what the rest of this pipeline makes of them.
-    rest = names[names.index("quantize") - (WIDEN in options) : names.index("dyadic")]
+    rest = names[names.index(WIDEN if WIDEN in options else "quantize") : names.index("dyadic")]
     scored_by = {"scored_by": {name: dict(options.get(name, {})) for name in rest}}
     judged = {name: {**scored_by, **options.get(name, {})} for name in JUDGES}
     return tuple(make_pass(name, judged.get(name, options.get(name))) for name in names)

@@ -5,10 +5,9 @@
 
 The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement or inter-layer terms) has
 half a bit per weight more, on average, than the methods above it, ends included; ``groups`` are precision groups within
-its bytes, with and without rearrangement. ``tails`` leave 8 bits to
-an eighth of the channels of activations that have fewer. Draws are random parts of the calibration data; what is told
-is of the integer network against fp32 on evaluation data that no choice has seen. ``run`` appends a line per result,
-and leaves out what the file has already.
+its bytes, with and without rearrangement. ``tails`` leave 8 bits to an eighth of the channels of activations that have
+fewer. Draws are random parts of the calibration data; what is told is of the integer network against fp32 on evaluation
+data that no choice has seen. ``run`` appends a line per result, and leaves out what the file has already.
 """
 
 # ruff: noqa: T201
