@@ -62,10 +62,19 @@ class Levels:
 
 
 def damped(gram: Array, share: float) -> Array:
-    """G plus ``share`` of its mean diagonal on the diagonal: positive definite even for few samples."""
+    """G plus ``share`` of its mean diagonal on the diagonal: positive definite even for few samples.
+
+    Covariances of inputs that hardly vary are what single precision made of their squares, and may have negative
+    eigenvalues beyond ``share``: these are lifted to zero before.
+    """
     mean = diagonal(gram).mean(axis=-1)
-    added = np.where(mean > 0, share * mean, 1.0)
-    result: Array = gram + np.eye(gram.shape[-1]) * added[..., None, None]
+    added = np.where(mean > 0, share * mean, 1.0)[..., None, None] * np.eye(gram.shape[-1])
+    try:
+        np.linalg.cholesky(gram + added / 2)
+    except np.linalg.LinAlgError:
+        least = np.minimum(np.linalg.eigvalsh(gram)[..., 0], 0)
+        gram = gram - least[..., None, None] * np.eye(gram.shape[-1])
+    result: Array = gram + added
     return result
 
 

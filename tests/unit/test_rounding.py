@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcc_passes.adaround import adaround
+from qcc_passes.moments import Moments
 from qcc_passes.rounding import (
     Codes,
     Levels,
@@ -108,3 +109,15 @@ def test_constant_zero_inputs_and_weights_are_survived() -> None:
     best = round_rows(np.zeros((2, 5)), np.zeros((5, 5)), Levels.of(4))
     assert np.isfinite(best.scale).all()
     assert (best.codes == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_inputs_that_hardly_vary_are_survived(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = np.repeat(rng.uniform(1, 9, (1, 9, 1)).astype(np.float32), 5000, axis=2)
+    columns[:, 0, :3] += np.float32(0.01)
+    covariance, _ = Moments.of(columns).centred()
+    assert np.linalg.eigvalsh(covariance)[0, 0] < 0
+    weights = rng.normal(size=(1, 4, 9))
+    codes = round_rows(weights, covariance, Levels.of(4))
+    assert np.abs(codes.weights - weights).max() < np.abs(weights).max() / 4
