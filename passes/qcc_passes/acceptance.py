@@ -8,6 +8,7 @@ from qcc.errors import ConfigError
 from qcc.ir.graph import Graph
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
+from qcc.verify.layers import without_grids
 from qcc_passes.facts import BitPlan
 from qcc_passes.head import fitting_part, head, held_out_part
 from qcc_passes.scoring import Score, ScoredBy, Scorer, Trial
@@ -43,7 +44,7 @@ class Court:
             raise ConfigError(
                 f"candidates are judged once {', '.join(scored_by)} have compiled them: run calibrate before"
             )
-        return cls(Scorer.of(head(graph), held_out_part(data, held_out), ctx.threads), trial)
+        return cls(Scorer.of(head(without_grids(graph)), held_out_part(data, held_out), ctx.threads), trial)
 
     def score(self, graph: Graph, plan: BitPlan) -> Score:
         """Of ``graph`` with these bits. Raises what the passes raise."""

@@ -18,9 +18,12 @@ from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.layers import without_grids
+from qcc_passes.acceptance import Court, better
 from qcc_passes.curvature import Network, gauss_newton_cotangents
-from qcc_passes.head import head
+from qcc_passes.facts import BitPlan
+from qcc_passes.head import fitting_part, head
 from qcc_passes.layers import LAYER_KINDS
+from qcc_passes.scoring import corrected_by
 from qcc_passes.sensitivity import spread_of
 
 Array = NDArray[Any]
@@ -63,8 +66,13 @@ class ActivationTails(Pass):
 
     For results of layers below 8 bits, without zero point, that only layers read. All channels keep one step, so
     that products stay plain sums; it is fitted anew, and a table bounds the codes of channels that keep their bits.
-    The tail is ``share`` of the channels, and only where the squared error on held-out samples falls, weighed by
-    what it does to the outputs. Goes after ``quantize``. ``samples`` of the calibration data are used.
+    The tail is ``share`` of the channels, and only where the squared error falls on samples that the step was not
+    fitted to, weighed by what it does to the outputs. Goes after ``quantize``. ``samples`` of the calibration data are
+    used.
+
+    That is a proxy: errors of several activations add up otherwise, and weights make up for some. So the networks with
+    and without tails are compiled by ``scored_by``, on all but ``held_out`` of the calibration data, and tails are kept
+    where on the rest the KL to fp32 is no more, and that of softened outputs less.
     """
 
     name: ClassVar[str] = "activation-tails"
@@ -75,6 +83,13 @@ class ActivationTails(Pass):
 
     share: float = Field(default=0.125, gt=0, le=1, description="of the channels")
     samples: int = Field(default=64, ge=2, description="calibration samples to use")
+    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
+    scored_by: dict[str, dict[str, Any]] = Field(
+        default_factory=corrected_by,
+        min_length=1,
+        description="passes that make the networks that are compared, and their options. The default pipeline names "
+        "its own",
+    )
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         """The graph with tails. Raises ConfigError where the target has no 8-bit activations, or data do not fit."""
@@ -82,16 +97,24 @@ class ActivationTails(Pass):
             raise ConfigError(f"{self.name}: the target has no {_TAIL_BITS}-bit activations")
         chosen = _candidates(graph)
         seen = self._seen(graph, chosen, ctx)
-        tails: list[Tail] = []
-        found: dict[str, tuple[Quant, Array]] = {}
-        for o in chosen:
-            tail, made = self._fit(o, *seen[o.result.name])
-            tails.append(tail)
-            if tail.accepted:
-                found[o.result.name] = made
-        ctx.facts.put(ActivationTailsFound(tuple(tails)))
+        fitted = {o.result.name: self._fit(o, *seen[o.result.name]) for o in chosen}
+        found = {name: made for name, (tail, made) in fitted.items() if tail.ratio < 1}
+        tailed = _with_tails(graph, found)
+        if found and not self._pays(graph, tailed, ctx):
+            found, tailed = {}, graph
+        tails = tuple(replace(tail, accepted=name in found) for name, (tail, _) in fitted.items())
+        ctx.facts.put(ActivationTailsFound(tails))
         ctx.log.info("%s: %d of %d activations have a tail", self.name, len(found), len(tails))
-        return _with_tails(graph, found)
+        return tailed
+
+    def _pays(self, graph: Graph, tailed: Graph, ctx: PassContext) -> bool:
+        """Whether ``tailed`` is better than ``graph`` on held-out data once both are compiled."""
+        court = Court.of(graph, ctx, self.scored_by, self.held_out)
+        plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
+        before, after = (court.score(g, plan) for g in (graph, tailed))
+        told = (self.name, before.kl, before.soft, after.kl, after.soft)
+        ctx.log.info("%s: KL %.3g, of softened outputs %.3g; with tails %.3g, %.3g", *told)
+        return better(after, before)
 
     def _seen(self, graph: Graph, chosen: list[Op], ctx: PassContext) -> Mapping[str, tuple[Array, Array]]:
         """Rows of channels [n, C] of every activation in fp32, and what an error there does to the outputs, squared.
@@ -102,8 +125,10 @@ class ActivationTails(Pass):
             return {}
         top = head(without_grids(graph))
         network, names = Network(top, ctx.threads), {o.result.name for o in chosen}
-        batches = top.batches(ctx.facts.get(CalibrationData), _BATCH, self.samples)
-        spread = spread_of(top, ctx, _BATCH, self.samples)
+        data = fitting_part(ctx.facts.get(CalibrationData), self.held_out)
+        count = min(self.samples, data.samples)
+        batches = top.batches(data, _BATCH, count)
+        spread = spread_of(top, ctx, _BATCH, count)
         rng = ctx.rng()
         rows: dict[str, list[tuple[Array, Array]]] = {name: [] for name in names}
         for inputs in batches:
@@ -112,7 +137,7 @@ class ActivationTails(Pass):
             for steps in zip(*(network.walk(values, seed) for seed in seeds), strict=True):
                 if (name := steps[0][0].result.name) in names:
                     square = np.mean([np.square(grad) for _, grad, _ in steps], axis=0)
-                    places = rng.integers(0, 1 << 30, max(1, _ROWS // self.samples))
+                    places = rng.integers(0, 1 << 30, max(1, _ROWS // count))
                     rows[name].append((_rows(values[name], places), _rows(square, places)))
         return {name: (_joined([r for r, _ in some]), _joined([w for _, w in some])) for name, some in rows.items()}
 
@@ -134,7 +159,7 @@ class ActivationTails(Pass):
         quant = Quant(_TAIL_BITS, False, (Dyadic.of(float(step)),))
         before = float((_errors(held, float(grid.scale[0]), coarse) * judge).sum())
         ratio = float((_errors(held, float(quant.scale[0]), top) * judge).sum()) / (before or 1.0)
-        tail = Tail(o.result.name, count, most, grid.bits, ratio, ratio < 1)
+        tail = Tail(o.result.name, count, most, grid.bits, ratio, False)
         return tail, (quant, bits)
 
 

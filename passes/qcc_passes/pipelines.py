@@ -38,11 +38,11 @@ GROUPS: Final = "precision-groups"
 BLOCKS: Final = "rearrange-blocks"
 """Runs on request, before bits are chosen: weights that share exponents."""
 
-JUDGES: Final = ("mixed-precision", GROUPS, BLOCKS)
-"""Passes that compile candidates, and compare them."""
-
 TAILS: Final = "activation-tails"
 """Runs on request, once grids are chosen."""
+
+JUDGES: Final = (TAILS, "mixed-precision", GROUPS, BLOCKS)
+"""Passes that compile candidates, and compare them."""
 
 WIDEN: Final = "widen-residuals"
 """Runs on request, once bits are chosen."""
@@ -68,10 +68,12 @@ def default(options: Mapping[str, Mapping[str, Any]]) -> tuple[Pass, ...]:
     names[at + 1 : at + 1] = [TAILS] if TAILS in options else []
     names[at:at] = _choosing_bits(options)
     # Candidates are judged as what the rest of this pipeline makes of them.
-    rest = names[names.index(WIDEN if WIDEN in options else "quantize") : names.index("dyadic")]
-    scored_by = {"scored_by": {name: dict(options.get(name, {})) for name in rest}}
-    judged = {name: {**scored_by, **options.get(name, {})} for name in JUDGES}
-    return tuple(make_pass(name, judged.get(name, options.get(name))) for name in names)
+    first = WIDEN if WIDEN in options else "quantize"
+    given = {name: dict(options.get(name, {})) for name in names}
+    for judge in (name for name in JUDGES if name in given):
+        rest = names[names.index("round-weights" if judge == TAILS else first) : names.index("dyadic")]
+        given[judge] = {"scored_by": {name: given[name] for name in rest}} | given[judge]
+    return tuple(make_pass(name, given[name]) for name in names)
 
 
 def _narrow(options: Mapping[str, Mapping[str, Any]]) -> bool:

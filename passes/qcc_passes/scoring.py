@@ -39,7 +39,12 @@ _SOFTENED: Final = 2.0
 
 def compiled_by() -> dict[str, dict[str, Any]]:
     """The passes where none are named."""
-    return {"quantize": {}, "round-weights": {}, "bias-correct": {}}
+    return {"quantize": {}, **corrected_by()}
+
+
+def corrected_by() -> dict[str, dict[str, Any]]:
+    """Those of them that follow quantize."""
+    return {"round-weights": {}, "bias-correct": {}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from qcc.frontend.export import export_onnx
 from qcc.ir.build import GraphBuilder
 from qcc.ir.graph import Graph, Value, producers
 from qcc.ir.layout import Widths
+from qcc.ir.text import render
 from qcc.ir.types import BATCH
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
@@ -18,11 +19,14 @@ from qcc.passmgr.target import NARROW_BITS, Capabilities
 from qcc.trial import trial_session
 from qcc.verify.interp import evaluate
 from qcc.verify.ort import OrtModel
+from qcc_passes.acceptance import Court, better
 from qcc_passes.activation_tails import ActivationTails, ActivationTailsFound
 from qcc_passes.calibrate import Calibrate
 from qcc_passes.dyadic import Dyadic
+from qcc_passes.facts import BitPlan
 from qcc_passes.pipelines import default
 from qcc_passes.quantize import Quantize
+from qcc_passes.scoring import corrected_by
 from qcc_targets.c.target import CTarget
 from qcc_targets.cpu.target import CpuTarget
 
@@ -72,6 +76,20 @@ def test_far_channels_become_the_tail() -> None:
     exact = evaluate(graph, x)["mean"]
     before, after = (np.square(evaluate(g, x)["mean"] - exact).mean() for g in (plain, quantized))
     assert after < before / 2
+
+
+@pytest.mark.parametrize(("reach", "pays"), [(1.3, False), (2.0, True)])
+def test_tails_that_lower_their_own_error_stay_only_where_the_compiled_network_gains(reach: float, pays: bool) -> None:
+    plain, ctx = compiled(network(reach))
+    court = Court.of(plain, ctx, corrected_by(), 0.4)
+    found, ctx = compiled(network(reach), ActivationTails())
+    (tail,) = ctx.facts.get(ActivationTailsFound).tails
+    assert tail.ratio < 1
+    assert tail.accepted == pays
+    assert (render(found) == render(plain)) != pays
+    if pays:
+        before, after = (court.score(g, BitPlan({}, {})) for g in (plain, found))
+        assert better(after, before)
 
 
 def test_all_executions_agree_on_tails() -> None:

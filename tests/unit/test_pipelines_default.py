@@ -23,18 +23,24 @@ def test_residuals_are_widened_after_bits_are_chosen_and_only_on_request() -> No
 
 
 def test_candidates_are_judged_as_the_rest_of_the_pipeline_compiles_them() -> None:
-    given = {"quantize": {"activation_bits": 4}, "widen-residuals": {"bits": 8}, "activation-tails": {}}
+    given = {
+        "quantize": {"activation_bits": 4},
+        "widen-residuals": {"bits": 8},
+        "activation-tails": {},
+        "round-weights": {"samples": 64},
+    }
     chosen = {"mixed-precision": {"budgets": {"bits": 4}}, "precision-groups": {}, "rearrange-blocks": {}}
+    corrected: dict[str, dict[str, object]] = {"round-weights": {"samples": 64}, "bias-correct": {}}
     expected = {
         "widen-residuals": {"bits": 8},
         "quantize": {"activation_bits": 4},
-        "activation-tails": {},
-        "round-weights": {},
-        "bias-correct": {},
+        "activation-tails": {"scored_by": corrected},
+        **corrected,
     }
     passes = {p.name: p for p in make_recipe("default", {**given, **chosen})}
     found = [list(passes[name].model_dump()["scored_by"].items()) for name in chosen]
     assert found == [list(expected.items())] * 3
+    assert passes["activation-tails"].model_dump()["scored_by"] == corrected
     plain: dict[str, dict[str, object]] = {"quantize": {}, "round-weights": {}, "bias-correct": {}}
     own = {"mixed-precision": {"budgets": {"bits": 4}, "scored_by": {}}, "precision-groups": {}}
     passes = {p.name: p for p in make_recipe("default", own)}
