@@ -51,6 +51,14 @@ class Court:
         names = [v.name for v in self.scorer.top.graph.outputs]
         return self.scorer.judge(replace(self.trial, graph=graph).model(plan, names))
 
+    def prefers(self, changed: Graph, graph: Graph, name: str, ctx: PassContext) -> bool:
+        """Whether ``changed`` is better than ``graph`` at the bits of ``ctx``; the pass ``name`` says so in the log."""
+        plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
+        before, after = (self.score(g, plan) for g in (graph, changed))
+        told = (name, before.kl, before.soft, after.kl, after.soft)
+        ctx.log.info("%s: KL %.3g, of softened outputs %.3g; with the change %.3g, %.3g", *told)
+        return better(after, before)
+
 
 def better(score: Score, other: Score) -> bool:
     """Whether the KL of softened outputs is less and KL itself no more: one alone falls by chance every other time."""

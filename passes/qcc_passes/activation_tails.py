@@ -18,9 +18,8 @@ from qcc.passmgr.base import Pass
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
 from qcc.verify.layers import without_grids
-from qcc_passes.acceptance import Court, better
+from qcc_passes.acceptance import Court
 from qcc_passes.curvature import Network, gauss_newton_cotangents
-from qcc_passes.facts import BitPlan
 from qcc_passes.head import fitting_part, head
 from qcc_passes.layers import LAYER_KINDS
 from qcc_passes.scoring import corrected_by
@@ -100,21 +99,14 @@ class ActivationTails(Pass):
         fitted = {o.result.name: self._fit(o, *seen[o.result.name]) for o in chosen}
         found = {name: made for name, (tail, made) in fitted.items() if tail.ratio < 1}
         tailed = _with_tails(graph, found)
-        if found and not self._pays(graph, tailed, ctx):
-            found, tailed = {}, graph
+        if found:
+            court = Court.of(graph, ctx, self.scored_by, self.held_out)
+            if not court.prefers(tailed, graph, self.name, ctx):
+                found, tailed = {}, graph
         tails = tuple(replace(tail, accepted=name in found) for name, (tail, _) in fitted.items())
         ctx.facts.put(ActivationTailsFound(tails))
         ctx.log.info("%s: %d of %d activations have a tail", self.name, len(found), len(tails))
         return tailed
-
-    def _pays(self, graph: Graph, tailed: Graph, ctx: PassContext) -> bool:
-        """Whether ``tailed`` is better than ``graph`` on held-out data once both are compiled."""
-        court = Court.of(graph, ctx, self.scored_by, self.held_out)
-        plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
-        before, after = (court.score(g, plan) for g in (graph, tailed))
-        told = (self.name, before.kl, before.soft, after.kl, after.soft)
-        ctx.log.info("%s: KL %.3g, of softened outputs %.3g; with tails %.3g, %.3g", *told)
-        return better(after, before)
 
     def _seen(self, graph: Graph, chosen: list[Op], ctx: PassContext) -> Mapping[str, tuple[Array, Array]]:
         """Rows of channels [n, C] of every activation in fp32, and what an error there does to the outputs, squared.

@@ -14,10 +14,10 @@ from qcc.ir.layout import Blocks
 from qcc.ir.types import Dyadic, Quant
 from qcc.passmgr.context import PassContext
 from qcc.passmgr.facts import CalibrationData
-from qcc_passes.acceptance import Court, better
+from qcc_passes.acceptance import Court
 from qcc_passes.channel_groups import ChannelGroups, arriving, channel_groups
 from qcc_passes.channel_orders import reordered
-from qcc_passes.facts import BitPlan, Ranges, WeightBlocks
+from qcc_passes.facts import Ranges, WeightBlocks
 from qcc_passes.layers import LAYER_KINDS, groups_of
 from qcc_passes.levels import block_error
 from qcc_passes.moments import input_moments
@@ -101,18 +101,7 @@ class RearrangeBlocks(RearrangeChannels):
         """Whether ``moved`` is better than ``graph`` on held-out data once both are compiled."""
         bits = {"weight_bits": self.bits}
         scored_by = {n: bits | options if n == "quantize" else options for n, options in self.scored_by.items()}
-        court = Court.of(graph, ctx, scored_by, self.held_out)
-        plan = ctx.facts.find(BitPlan) or BitPlan({}, {})
-        before, after = (court.score(g, plan) for g in (graph, moved))
-        ctx.log.info(
-            "%s: KL %.3g, of softened outputs %.3g; rearranged %.3g, %.3g",
-            self.name,
-            before.kl,
-            before.soft,
-            after.kl,
-            after.soft,
-        )
-        return better(after, before)
+        return Court.of(graph, ctx, scored_by, self.held_out).prefers(moved, graph, self.name, ctx)
 
     def _readers(self, graph: Graph, ctx: PassContext) -> list[tuple[Op, tuple[Array, Array]]]:
         """Layers whose weights have blocks, with the weights [O, C, taps] and the mean square of their inputs."""
