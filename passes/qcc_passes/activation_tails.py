@@ -22,7 +22,7 @@ from qcc_passes.acceptance import Court
 from qcc_passes.curvature import Network, gauss_newton_cotangents
 from qcc_passes.head import fitting_part, head
 from qcc_passes.layers import LAYER_KINDS
-from qcc_passes.scoring import corrected_by
+from qcc_passes.scoring import ScoredBy, corrected_by
 from qcc_passes.sensitivity import spread_of
 
 Array = NDArray[Any]
@@ -83,7 +83,7 @@ class ActivationTails(Pass):
     share: float = Field(default=0.125, gt=0, le=1, description="of the channels")
     samples: int = Field(default=64, ge=2, description="calibration samples to use")
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
-    scored_by: dict[str, dict[str, Any]] = Field(
+    scored_by: ScoredBy = Field(
         default_factory=corrected_by,
         min_length=1,
         description="passes that make the networks that are compared, and their options. The default pipeline names "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from qcc_passes.perturbation import Perturbations
 from qcc_passes.refine import refine
 from qcc_passes.samples import samples_in
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
-from qcc_passes.scoring import Score, Scorer, Trial, compiled_by
+from qcc_passes.scoring import Score, ScoredBy, Scorer, Trial, compiled_by
 
 _TRIES: Final = 16
 _LARGE_MACS: Final = 1e8
@@ -69,7 +69,7 @@ class MixedPrecision(Pass):
         default=("pairwise", "separate", "labels", "curvature", "uniform", "refined"), min_length=1
     )
     held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for scoring")
-    scored_by: dict[str, dict[str, Any]] = Field(
+    scored_by: ScoredBy = Field(
         default_factory=compiled_by,
         description="passes that make a candidate's network, where what they need was measured, and their options; "
         "none: rounding alone. The default pipeline names its own",

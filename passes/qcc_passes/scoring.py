@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 
 from qcc.frontend.export import export_onnx
 from qcc.ir.graph import Graph
@@ -29,7 +30,14 @@ from qcc_passes.variants import Variant, with_variants
 Array = NDArray[Any]
 
 
-ScoredBy = Mapping[str, Mapping[str, Any]]
+def _known(passes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """``passes``, which can be made. Raises ConfigError, before anything is measured, and PluginError."""
+    for name, options in passes.items():
+        make_pass(name, options)
+    return passes
+
+
+ScoredBy = Annotated[dict[str, dict[str, Any]], AfterValidator(_known)]
 """Passes that make of a candidate the network that is scored, in order, and their options."""
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qcc.errors import ConfigError
+from qcc.errors import ConfigError, PluginError
 from qcc.passmgr.plugins import make_recipe
 
 
@@ -65,3 +65,11 @@ def test_narrow_weights_are_equalized_less(options: dict[str, dict[str, object]]
 def test_options_of_a_pass_that_does_not_run_are_an_error() -> None:
     with pytest.raises(ConfigError, match="'fold-relu', which the default pipeline does not have"):
         make_recipe("default", {"fold-relu": {}})
+
+
+@pytest.mark.parametrize("name", ["mixed-precision", "precision-groups", "rearrange-blocks", "activation-tails"])
+def test_passes_to_judge_by_are_checked_before_anything_runs(name: str) -> None:
+    with pytest.raises(PluginError, match="no 'fold-relu'"):
+        make_recipe("default", {name: {"scored_by": {"fold-relu": {}}}})
+    with pytest.raises(ConfigError, match="pass 'quantize': weight_bits"):
+        make_recipe("default", {name: {"scored_by": {"quantize": {"weight_bits": 99}}}})
