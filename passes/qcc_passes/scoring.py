@@ -77,11 +77,11 @@ class Score:
         """The mean over the blends."""
         return float(self.blends.mean())
 
-    def surely_below(self, other: Score) -> bool:
-        """Whether ``soft`` is less than ``other``'s on the same samples by two standard errors."""
+    def surely_below(self, other: Score, errors: float = 2.0) -> bool:
+        """Whether ``soft`` is less than ``other``'s on the same samples by so many standard ``errors``."""
         difference = self.blends - other.blends
         noise = difference.std() / math.sqrt(max(len(difference) - 1, 1))
-        return bool(difference.mean() < -2 * noise)
+        return bool(difference.mean() < -errors * noise)
 
 
 @dataclass(frozen=True, slots=True)
