@@ -5,9 +5,10 @@
 
 The first and last layer have 8 bits. ``mixed`` (the pass mixed-precision, without refinement or inter-layer terms) has
 half a bit per weight more, on average, than the methods above it, ends included; ``groups`` are precision groups within
-its bytes, with and without rearrangement. ``tails`` leave 8 bits to an eighth of the channels of activations that have
-fewer. Draws are random parts of the calibration data; what is told is of the integer network against fp32 on evaluation
-data that no choice has seen. ``run`` appends a line per result, and leaves out what the file has already.
+its bytes, with and without rearrangement. ``at 4.5`` they have so many bits on average, whatever the ends take of them.
+``tails`` leave 8 bits to an eighth of the channels of activations that have fewer. Draws are random parts of the
+calibration data; what is told is of the integer network against fp32 on evaluation data that no choice has seen.
+``run`` appends a line per result, and leaves out what the file has already.
 """
 
 # ruff: noqa: T201
@@ -56,6 +57,8 @@ TEMPERATURE: Final = 4.0
 """Of softened outputs, in whose KL all samples count and not the few that the network is not sure of."""
 EXTRA: Final = 0.5
 """Bits per weight that the mixed ones have above 4."""
+FLAT: Final = " at 4.5"
+"""What ends the names of methods whose average counts no bits of the ends apart."""
 
 Recipe = tuple[Sequence[tuple[str, dict[str, Any]]], dict[str, Any]]
 """Passes between calibration and quantization with their options, and options of ``compiled``."""
@@ -84,7 +87,7 @@ def recipe(method: str, size: float, judged: dict[str, Any]) -> Recipe:
         "groups unsorted": ((("precision-groups", {"rearrange": False, **within}),), {}),
         "mixed": ((), {}),
     }
-    return found[method]
+    return found[method.removesuffix(FLAT)]
 
 
 METHODS: Final = (
@@ -97,13 +100,15 @@ METHODS: Final = (
     "mixed",
     "groups unsorted",
     "groups",
+    f"mixed{FLAT}",
+    f"groups{FLAT}",
 )
-
 
 PAIRS: Final = (
     ("block 32 rearranged", "block 32"),
     ("groups", "mixed"),
     ("groups", "groups unsorted"),
+    (f"groups{FLAT}", f"mixed{FLAT}"),
     ("tails", "channel"),
 )
 """Methods that are compared draw by draw."""
@@ -120,8 +125,8 @@ class Draw:
     """As they were calibrated."""
     evaluation: NDArray[Any]
     exact: NDArray[Any]
-    by_layer: dict[int, BitPlan] = field(default_factory=dict)
-    """Bits by layer, by those of activations."""
+    by_layer: dict[tuple[str, int], BitPlan] = field(default_factory=dict)
+    """Bits by layer, by method and bits of activations."""
     ready: dict[tuple[str, int], tuple[Graph, BitPlan, dict[str, Any]]] = field(default_factory=dict)
     known: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     """Results by what was compiled: methods may come to the same."""
@@ -141,40 +146,42 @@ class Draw:
         (exact,) = OrtModel(case.path).run_batched({case.input: evaluation}, 16).values()
         return cls(case, graph, ctx, ctx.facts.get(Ranges), evaluation, exact)
 
-    @property
-    def budget(self) -> float:
-        """The average of bits when all but the first and last layer have half a bit more than 4."""
+    def budget(self, method: str) -> float:
+        """The average of bits when all, or all but the first and last layer, have half a bit more than 4."""
+        if method.endswith(FLAT):
+            return 4 + EXTRA
         found = layers(self.graph)
         ends = found[0].parameters + found[-1].parameters
         total = sum(layer.parameters for layer in found)
         return (ends * 8 + (total - ends) * (4 + EXTRA)) / total
 
-    def mixed(self, weights: int, activations: int) -> BitPlan:
-        """Bits by layer, of half a bit more than 4 on average: of all candidates what is best on held-out data.
+    def mixed(self, method: str, weights: int, activations: int) -> BitPlan:
+        """Bits by layer, within the budget of ``method``: of all candidates what is best on held-out data.
 
         The pass itself prefers uniform bits, which may need far fewer bytes, to what is not better beyond noise.
         """
-        if activations in self.by_layer:
-            return self.by_layer[activations]
+        if (method, activations) in self.by_layer:
+            return self.by_layer[method, activations]
         # Without inter-layer terms, whose integer programs take minutes on a busy machine.
         objectives, measured = ["separate"], ["sensitivity-perturbation"]
         if self.case.name not in LARGE:
             objectives, measured = [*objectives, "curvature", "uniform"], ["sensitivity-gauss-newton", *measured]
         judged = {"scored_by": compiled(weights, activations)}
-        options = {"budgets": {"bits": self.budget}, "tries": 0, "objectives": objectives, **judged}
+        options = {"budgets": {"bits": self.budget(method)}, "tries": 0, "objectives": objectives, **judged}
         passes = (*map(make_pass, measured), make_pass("mixed-precision", options))
         Pipeline(passes).run(self.graph, self.ctx)
         best = min(self.ctx.facts.get(Candidates).tried, key=lambda candidate: candidate.softened)
-        self.by_layer[activations] = BitPlan(best.weight_bits, {})
-        return self.by_layer[activations]
+        self.by_layer[method, activations] = BitPlan(best.weight_bits, {})
+        return self.by_layer[method, activations]
 
     def prepared(self, method: str, weights: int, activations: int) -> tuple[Graph, BitPlan, dict[str, Any]]:
         """The graph and the bits that go into quantize, and its options."""
         if (method, activations) not in self.ready:
-            size = self.result("mixed", weights, activations)["bytes"] if method.startswith("groups") else 0
+            mixed = f"mixed{FLAT}" if method.endswith(FLAT) else "mixed"
+            size = self.result(mixed, weights, activations)["bytes"] if method.startswith("groups") else 0
             self.ctx.facts.put(WeightBlocks(None))
             self.ctx.facts.put(self.ranges)
-            self.ctx.facts.put(self.mixed(weights, activations) if method == "mixed" else BitPlan({}, {}))
+            self.ctx.facts.put(self.mixed(method, weights, activations) if method == mixed else BitPlan({}, {}))
             between, options = recipe(method, size, {"scored_by": compiled(weights, activations)})
             graph = Pipeline(tuple(make_pass(name, given) for name, given in between)).run(self.graph, self.ctx)
             self.ready[method, activations] = graph, self.ctx.facts.get(BitPlan), options
