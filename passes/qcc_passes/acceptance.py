@@ -61,9 +61,9 @@ class Court:
 
 
 def better(score: Score, other: Score) -> bool:
-    """Whether the KL of softened outputs is less by half a standard error, and KL itself no more.
+    """Whether the KL of softened outputs is less by a standard error, and KL itself no more.
 
-    One alone falls by chance every other time; and what gains less than that on held-out data loses on other data as
-    often as not.
+    One alone falls by chance every other time; and what gains less than a standard error on held-out data (the rule
+    of Breiman et al., Classification and Regression Trees, 1984) loses on other data as often as not.
     """
-    return score.kl <= other.kl and score.surely_below(other, 0.5)
+    return score.kl <= other.kl and score.surely_below(other, 1.0)

@@ -71,7 +71,7 @@ class ActivationTails(Pass):
 
     That is a proxy: errors of several activations add up otherwise, and weights make up for some. So the networks with
     and without tails are compiled by ``scored_by``, on all but ``held_out`` of the calibration data, and tails are kept
-    where on the rest the KL to fp32 is no more, and that of softened outputs less by half a standard error.
+    where on the rest the KL to fp32 is no more, and that of softened outputs less by a standard error.
     """
 
     name: ClassVar[str] = "activation-tails"

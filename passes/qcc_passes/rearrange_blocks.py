@@ -45,7 +45,7 @@ class RearrangeBlocks(RearrangeChannels):
 
     That is a proxy: weights are rounded otherwise, and layers make up for those before them. So both networks are
     compiled, on all but ``held_out`` of the calibration data, and channels stay where they are unless on the rest
-    the rearranged one's KL to fp32 is no more, and that of softened outputs less by half a standard error.
+    the rearranged one's KL to fp32 is no more, and that of softened outputs less by a standard error.
     """
 
     name: ClassVar[str] = "rearrange-blocks"
