@@ -1,4 +1,4 @@
-"""Whether a change of the FLOAT graph pays in the network that is compiled from it."""
+"""Whether a change of a FLOAT or QUANTIZED graph pays in the network that is compiled from it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from qcc_passes.acceptance import Court
 from qcc_passes.curvature import Network, gauss_newton_cotangents
 from qcc_passes.head import fitting_part, head
 from qcc_passes.layers import LAYER_KINDS
-from qcc_passes.scoring import ScoredBy, corrected_by
+from qcc_passes.scoring import JudgingShare, ScoredBy, corrected_by
 from qcc_passes.sensitivity import spread_of
 
 Array = NDArray[Any]
@@ -82,7 +82,7 @@ class ActivationTails(Pass):
 
     share: float = Field(default=0.125, gt=0, le=1, description="of the channels")
     samples: int = Field(default=64, ge=2, description="calibration samples to use")
-    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
+    held_out: JudgingShare = 0.4
     scored_by: ScoredBy = Field(
         default_factory=corrected_by,
         min_length=1,
@@ -96,14 +96,14 @@ class ActivationTails(Pass):
             raise ConfigError(f"{self.name}: the target has no {_TAIL_BITS}-bit activations")
         chosen = _candidates(graph)
         seen = self._seen(graph, chosen, ctx)
-        fitted = {o.result.name: self._fit(o, *seen[o.result.name]) for o in chosen}
-        found = {name: made for name, (tail, made) in fitted.items() if tail.ratio < 1}
+        fitted = [self._fit(o, *seen[o.result.name]) for o in chosen]
+        found = {tail.value: made for tail, made in fitted if tail.accepted}
         tailed = _with_tails(graph, found)
         if found:
             court = Court.of(graph, ctx, self.scored_by, self.held_out)
             if not court.prefers(tailed, graph, self.name, ctx):
                 found, tailed = {}, graph
-        tails = tuple(replace(tail, accepted=name in found) for name, (tail, _) in fitted.items())
+        tails = tuple(replace(tail, accepted=tail.value in found) for tail, _ in fitted)
         ctx.facts.put(ActivationTailsFound(tails))
         ctx.log.info("%s: %d of %d activations have a tail", self.name, len(found), len(tails))
         return tailed
@@ -151,7 +151,7 @@ class ActivationTails(Pass):
         quant = Quant(_TAIL_BITS, False, (Dyadic.of(float(step)),))
         before = float((_errors(held, float(grid.scale[0]), coarse) * judge).sum())
         ratio = float((_errors(held, float(quant.scale[0]), top) * judge).sum()) / (before or 1.0)
-        tail = Tail(o.result.name, count, most, grid.bits, ratio, False)
+        tail = Tail(o.result.name, count, most, grid.bits, ratio, ratio < 1)
         return tail, (quant, bits)
 
 

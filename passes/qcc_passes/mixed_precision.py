@@ -26,7 +26,7 @@ from qcc_passes.perturbation import Perturbations
 from qcc_passes.refine import refine
 from qcc_passes.samples import samples_in
 from qcc_passes.scene import DEFAULT_BITS, Program, Scene
-from qcc_passes.scoring import Score, ScoredBy, Scorer, Trial, compiled_by
+from qcc_passes.scoring import JudgingShare, Score, ScoredBy, Scorer, Trial, compiled_by
 
 _TRIES: Final = 16
 _LARGE_MACS: Final = 1e8
@@ -68,7 +68,7 @@ class MixedPrecision(Pass):
     objectives: tuple[Objective, ...] = Field(
         default=("pairwise", "separate", "labels", "curvature", "uniform", "refined"), min_length=1
     )
-    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for scoring")
+    held_out: JudgingShare = 0.4
     scored_by: ScoredBy = Field(
         default_factory=compiled_by,
         description="passes that make a candidate's network, where what they need was measured, and their options; "

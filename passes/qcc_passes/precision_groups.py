@@ -24,7 +24,7 @@ from qcc_passes.facts import BitPlan, WeightBlocks
 from qcc_passes.group_candidates import BY_LAYER, Candidate, Drafter, GroupedLayer
 from qcc_passes.head import Head, fitting_part, head
 from qcc_passes.samples import samples_in
-from qcc_passes.scoring import Score, ScoredBy, compiled_by
+from qcc_passes.scoring import JudgingShare, Score, ScoredBy, compiled_by
 from qcc_passes.sensitivity import spread_of
 from qcc_passes.variants import round_layers
 
@@ -79,7 +79,7 @@ class PrecisionGroups(Pass):
     samples: int = Field(default=256, ge=1, description="calibration samples to use")
     batch: int = Field(default=16, ge=1, description="samples per pass, where the model leaves it open")
     probes: int = Field(default=4, ge=1, description="random cotangents per batch")
-    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
+    held_out: JudgingShare = 0.4
     scored_by: ScoredBy = Field(
         default_factory=compiled_by,
         description="passes that make a candidate's network, and their options; none: the least predicted error "

@@ -24,7 +24,7 @@ from qcc_passes.moments import input_moments
 from qcc_passes.rearrange_channels import By, ChannelOrders, RearrangeChannels
 from qcc_passes.rounding import diagonal
 from qcc_passes.samples import elements, parts
-from qcc_passes.scoring import ScoredBy, compiled_by
+from qcc_passes.scoring import JudgingShare, ScoredBy, compiled_by
 
 Array = NDArray[Any]
 
@@ -59,7 +59,7 @@ class RearrangeBlocks(RearrangeChannels):
     exponent_bits: int = Field(default=2, ge=1, le=3)
     bits: int = Field(default=4, ge=2, le=7)
     rearrange: bool = Field(default=True, description="false: blocks are those of the channels' own order")
-    held_out: float = Field(default=0.4, gt=0, lt=1, description="share of the calibration data, for judging")
+    held_out: JudgingShare = 0.4
     scored_by: ScoredBy = Field(
         default_factory=compiled_by,
         min_length=1,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from qcc.frontend.export import export_onnx
 from qcc.ir.graph import Graph
@@ -39,6 +39,8 @@ def _known(passes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 ScoredBy = Annotated[dict[str, dict[str, Any]], AfterValidator(_known)]
 """Passes that make of a candidate the network that is scored, in order, and their options."""
+
+JudgingShare = Annotated[float, Field(gt=0, lt=1, description="share of the calibration data, for judging")]
 
 
 _SOFTENED: Final = 2.0

@@ -57,7 +57,7 @@ TEMPERATURE: Final = 4.0
 """Of softened outputs, in whose KL all samples count and not the few that the network is not sure of."""
 EXTRA: Final = 0.5
 """Bits per weight that the mixed ones have above 4."""
-FLAT: Final = " at 4.5"
+FLAT: Final = f" at {4 + EXTRA}"
 """What ends the names of methods whose average counts no bits of the ends apart."""
 
 Recipe = tuple[Sequence[tuple[str, dict[str, Any]]], dict[str, Any]]
